@@ -1,0 +1,276 @@
+"""The networks of the papers, built from feedback layers, and changing a model's rule."""
+
+import keras
+from keras import layers
+
+from keras_fa import rules
+from keras_fa.layers import FeedbackConv2D, FeedbackDense, feedback_layers
+
+
+def mlp(
+    input_shape,
+    hidden_units,
+    num_classes,
+    rule="fa",
+    activation="leaky_relu",
+    use_bias=True,
+    kernel_initializer="glorot_uniform",
+    bias_initializer="zeros",
+    negative_slope=0.01,
+    dtype=None,
+    name="mlp",
+):
+    """A multilayer perceptron, the network of the noisy-MNIST experiment.
+
+    Its dense layers are called `dense_1` to `dense_L`, after the W_i of the papers.
+    The last one has no activation: it returns logits.
+
+    Args:
+        input_shape: Shape of one example; anything beyond a vector is flattened.
+        hidden_units: Width of each hidden layer; an integer means one layer.
+        num_classes: Number of outputs.
+        rule: Feedback rule of every layer: see `keras_fa.rules.get`.
+        activation: Name of the hidden activation or a callable; None for a linear net.
+        use_bias: Whether the layers have biases.
+        kernel_initializer: Of every kernel, and so of the feedback under "fa".
+        bias_initializer: Of every bias.
+        negative_slope: Slope of "leaky_relu" below 0. 0.01 is torch's default, which
+            the papers used; Keras's is 0.3.
+        dtype: Dtype or dtype policy of every layer.
+        name: Name of the model.
+
+    Returns:
+        A built `keras.Sequential`, `(batch, *input_shape) -> (batch, num_classes)`.
+
+    Raises:
+        ValueError: If the rule or the activation is unknown.
+    """
+    if isinstance(hidden_units, int):
+        hidden_units = (hidden_units,)
+    dense = _factory(
+        FeedbackDense, rule, use_bias, kernel_initializer, bias_initializer, dtype
+    )
+    model = keras.Sequential([keras.Input(tuple(input_shape), dtype=dtype)], name=name)
+    if len(tuple(input_shape)) > 1:
+        model.add(layers.Flatten(dtype=dtype))
+    for index, units in enumerate(hidden_units, start=1):
+        model.add(dense(units, name=f"dense_{index}"))
+        if activation is not None:
+            model.add(_activation(activation, negative_slope, dtype, index))
+    model.add(dense(num_classes, name=f"dense_{len(hidden_units) + 1}"))
+    return model
+
+
+def lenet(
+    input_shape,
+    num_classes,
+    rule="fa",
+    activation="relu",
+    use_bias=True,
+    kernel_initializer="glorot_uniform",
+    bias_initializer="zeros",
+    dtype=None,
+    name="lenet",
+):
+    """The LeNet of Robertson and Koyejo (2024), table 1: layers C1 C2 C3 F1 F2.
+
+    Three 3x3 "valid" convolutions of 32, 64 and 128 channels, 2x2 max pooling after the
+    first two, global average pooling after the third, a dense layer of 256 units and a
+    dense output layer of logits: 128,842 parameters at 10 classes and 3 channels.
+
+    Args:
+        input_shape: `(height, width, channels)`, at least 18 x 18.
+        num_classes: Number of outputs.
+        rule: Feedback rule of every layer: see `keras_fa.rules.get`.
+        activation: Name of the activation or a callable.
+        use_bias: Whether the layers have biases.
+        kernel_initializer: Of every kernel, and so of the feedback under "fa".
+        bias_initializer: Of every bias.
+        dtype: Dtype or dtype policy of every layer.
+        name: Name of the model.
+
+    Returns:
+        A built `keras.Sequential`, `(batch, *input_shape) -> (batch, num_classes)`.
+
+    Raises:
+        ValueError: If the rule or the activation is unknown, or the input too small.
+    """
+    rule = rules.get(rule)
+    shared = (rule, use_bias, kernel_initializer, bias_initializer, dtype)
+    conv = _factory(FeedbackConv2D, *shared)
+    dense = _factory(FeedbackDense, *shared)
+
+    def phi(index):
+        return _activation(activation, 0.01, dtype, index)
+
+    return keras.Sequential(
+        [
+            keras.Input(tuple(input_shape), dtype=dtype),
+            conv(32, 3, name="C1"),
+            phi(1),
+            layers.MaxPooling2D(2, dtype=dtype),
+            conv(64, 3, name="C2"),
+            phi(2),
+            layers.MaxPooling2D(2, dtype=dtype),
+            conv(128, 3, name="C3"),
+            phi(3),
+            layers.GlobalAveragePooling2D(dtype=dtype),
+            dense(256, name="F1"),
+            phi(4),
+            dense(num_classes, name="F2"),
+        ],
+        name=name,
+    )
+
+
+def resnet18(
+    input_shape,
+    num_classes,
+    rule="fa",
+    kernel_initializer="glorot_uniform",
+    bn_momentum=0.9,
+    bn_epsilon=1e-5,
+    dtype=None,
+    name="resnet18",
+):
+    """torchvision's ResNet-18, every convolution and the final dense under the rule.
+
+    Source: He et al. (2016); Robertson and Koyejo (2024), table 2. Layers are named
+    after torchvision's (`conv1`, `bn1`, `layer1_0_conv1`, ..., `fc`). Strided
+    convolutions pad symmetrically, as torch does, and not as Keras's "same" does.
+
+    Args:
+        input_shape: `(height, width, channels)`; 64 x 64 images reach 2 x 2.
+        num_classes: Number of outputs.
+        rule: Feedback rule of every layer: see `keras_fa.rules.get`.
+        kernel_initializer: Of every kernel, and so of the feedback under "fa".
+        bn_momentum: Share of the old running statistics that a BatchNorm step keeps;
+            0.9 is torch's default, Keras's is 0.99.
+        bn_epsilon: Added to the batch variance; 1e-5 is torch's default, Keras's 1e-3.
+        dtype: Dtype or dtype policy of every layer.
+        name: Name of the model.
+
+    Returns:
+        A functional `keras.Model`, `(batch, *input_shape) -> (batch, num_classes)`.
+
+    Raises:
+        ValueError: If the rule is unknown.
+    """
+    rule = rules.get(rule)
+    conv = _factory(FeedbackConv2D, rule, False, kernel_initializer, "zeros", dtype)
+    dense = _factory(FeedbackDense, rule, True, kernel_initializer, "zeros", dtype)
+
+    def conv_bn(x, filters, size, strides, conv_name, bn_name):
+        if size > 1:
+            x = layers.ZeroPadding2D(size // 2, dtype=dtype, name=f"{conv_name}_pad")(x)
+        x = conv(filters, size, strides=strides, name=conv_name)(x)
+        return layers.BatchNormalization(
+            momentum=bn_momentum, epsilon=bn_epsilon, dtype=dtype, name=bn_name
+        )(x)
+
+    def relu(x, name):
+        return layers.ReLU(dtype=dtype, name=name)(x)
+
+    inputs = keras.Input(tuple(input_shape), dtype=dtype)
+    x = relu(conv_bn(inputs, 64, 7, 2, "conv1", "bn1"), "relu1")
+    # The padding of the pool may be zero: after a ReLU no value is below it.
+    x = layers.ZeroPadding2D(1, dtype=dtype, name="maxpool_pad")(x)
+    x = layers.MaxPooling2D(3, strides=2, dtype=dtype, name="maxpool")(x)
+    for stage, filters in enumerate((64, 128, 256, 512), start=1):
+        for block in range(2):
+            prefix = f"layer{stage}_{block}"
+            strides = 2 if stage > 1 and block == 0 else 1
+            shortcut = x
+            x = conv_bn(x, filters, 3, strides, f"{prefix}_conv1", f"{prefix}_bn1")
+            x = relu(x, f"{prefix}_relu1")
+            x = conv_bn(x, filters, 3, 1, f"{prefix}_conv2", f"{prefix}_bn2")
+            if strides > 1:
+                down = f"{prefix}_downsample"
+                shortcut = conv_bn(
+                    shortcut, filters, 1, strides, f"{down}_conv", f"{down}_bn"
+                )
+            x = layers.Add(dtype=dtype, name=f"{prefix}_add")([x, shortcut])
+            x = relu(x, f"{prefix}_relu2")
+    x = layers.GlobalAveragePooling2D(dtype=dtype, name="avgpool")(x)
+    return keras.Model(inputs, dense(num_classes, name="fc")(x), name=name)
+
+
+def with_rule(model, rule):
+    """The same architecture and weights under another feedback rule.
+
+    The kernels, biases, BatchNorm statistics and random seeds of the new model equal
+    the old one's; its feedback is made anew: under "ada_fa" B is a copy of the current
+    W, under "fa" it is drawn. The new model shares nothing with the old one and is not
+    compiled.
+
+    Args:
+        model: A built Sequential or functional model with feedback layers.
+        rule: Feedback rule of every feedback layer: see `keras_fa.rules.get`.
+
+    Returns:
+        A new model of the same kind.
+
+    Raises:
+        ValueError: If the rule is unknown, the model has no feedback layers or is a
+            subclassed model, which Keras cannot clone.
+    """
+    if not feedback_layers(model):
+        raise ValueError(
+            f"Model '{model.name}' has no feedback layers. Expected a model built of "
+            "keras_fa.layers, such as keras_fa.models.mlp returns."
+        )
+    rule = rules.get(rule)
+
+    def clone(layer):
+        config = layer.get_config()
+        if "rule" in config and layer in feedback_layers(layer):
+            config["rule"] = rule
+        return type(layer).from_config(config)
+
+    new = keras.models.clone_model(model, clone_function=clone, recursive=True)
+    old_state, new_state = _state(model), _state(new)
+    for old_variable, new_variable in zip(old_state, new_state, strict=True):
+        new_variable.assign(old_variable)
+    for layer in feedback_layers(new):
+        layer.reset_feedback()
+    return new
+
+
+def _state(model):
+    """Every variable of the model but the feedback, seeds included, in order."""
+    feedback = {id(layer.feedback) for layer in feedback_layers(model)}
+    return [v for v in model.variables if id(v) not in feedback]
+
+
+def _factory(layer_class, rule, use_bias, kernel_initializer, bias_initializer, dtype):
+    """A layer class with the arguments that all layers of a network share."""
+    # One rule object for all layers, so that a seed gives each its own feedback.
+    rule = rules.get(rule)
+
+    def make(*args, **kwargs):
+        return layer_class(
+            *args,
+            rule=rule,
+            use_bias=use_bias,
+            kernel_initializer=_fresh(kernel_initializer),
+            bias_initializer=_fresh(bias_initializer),
+            dtype=dtype,
+            **kwargs,
+        )
+
+    return make
+
+
+def _fresh(initializer):
+    """An initializer of its own for each layer: a shared unseeded one repeats itself."""
+    initializer = keras.initializers.get(initializer)
+    if isinstance(initializer, keras.initializers.Initializer):
+        return initializer.clone()
+    return initializer
+
+
+def _activation(activation, negative_slope, dtype, index):
+    name = f"activation_{index}"
+    if activation == "leaky_relu":
+        return layers.LeakyReLU(negative_slope, dtype=dtype, name=name)
+    return layers.Activation(activation, dtype=dtype, name=name)
