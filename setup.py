@@ -8,7 +8,7 @@ setup(
     description="Feedback alignment for Keras: layers, models and instruments",
     license="Apache-2.0",
     packages=find_packages(include=["keras_fa", "keras_fa.*"]),
-    python_requires=">=3.10,<3.14",
+    python_requires=">=3.11,<3.14",
     install_requires=[
         "absl-py",
         # tensorflow-datasets imports it without declaring it.

@@ -1,3 +1,16 @@
 """Feedback alignment for Keras: layers, models and instruments."""
 
-from keras_fa import gradients, layers, models, rules
+import importlib
+
+from keras_fa import gradients, layers, models, optimizers, rules
+
+# Rooms that bring a data set library or a plotting library load on first use.
+_LAZY = ("analysis", "callbacks", "datasets", "distribution", "experiment")
+
+__all__ = ["gradients", "layers", "models", "optimizers", "rules", *_LAZY]
+
+
+def __getattr__(name):
+    if name in _LAZY:
+        return importlib.import_module(f"keras_fa.{name}")
+    raise AttributeError(f"module 'keras_fa' has no attribute {name!r}")

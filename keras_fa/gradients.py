@@ -29,7 +29,7 @@ def _fan_out(output, feedback_output):
 
 
 def linear(op, inputs, kernel, backward_kernel):
-    """Applies `op(inputs, kernel)` with the input gradient taken through another kernel.
+    """Applies `op(inputs, kernel)`, its input gradient taken through another kernel.
 
     For incoming error ``delta = dL/dy`` the gradients are those of Lillicrap et al.
     (2016): ``dL/dx`` as if the kernel were ``backward_kernel``, ``dL/dkernel`` the

@@ -1,4 +1,4 @@
-"""The networks of the papers, built from feedback layers, and changing a model's rule."""
+"""The networks of the papers, built of feedback layers; another rule for a model."""
 
 import keras
 from keras import layers
@@ -262,7 +262,7 @@ def _factory(layer_class, rule, use_bias, kernel_initializer, bias_initializer, 
 
 
 def _fresh(initializer):
-    """An initializer of its own for each layer: a shared unseeded one repeats itself."""
+    """An initializer of its own for each layer; a shared one would repeat itself."""
     initializer = keras.initializers.get(initializer)
     if isinstance(initializer, keras.initializers.Initializer):
         return initializer.clone()

@@ -1,0 +1,19 @@
+"""Two-layer leaky-ReLU network on the embedded 8x8 digits.
+
+Source: the set-up of Robertson and Koyejo (2024), section 6, on a small data set.
+Command: make train
+"""
+
+from keras_fa.config import default_config
+
+
+def get_config():
+    config = default_config()
+    config.dataset.name = "digits"
+    config.dataset.standardize = "feature"
+    config.model.hidden_units = (100,)
+    config.model.activation = "leaky_relu"
+    config.optimizer.learning_rate = 0.05
+    config.batch_size = 32
+    config.epochs = 60
+    return config

@@ -1,0 +1,30 @@
+"""ResNet-18 on a random n-class subset of Tiny-ImageNet.
+
+Source: Robertson and Koyejo (2024), section 6 and appendix A: table 2. The validation
+set serves as test set.
+Command: python -m trainers.train --config=configs/tiny_imagenet_resnet18.py \
+             --workdir=DIR --config.rule=sign_fa
+
+Choices where the paper is silent: standardised by the mean and standard deviation of
+each colour channel over the chosen classes' training images; the last partial batch is
+kept (`drop_last` leaves it out).
+"""
+
+from keras_fa.config import default_config
+
+
+def get_config():
+    config = default_config()
+    config.dataset.name = "tiny_imagenet"
+    config.dataset.num_classes = 10
+    config.dataset.class_seed = 0
+    config.dataset.standardize = "channel"
+    config.model.name = "resnet18"
+    config.optimizer.learning_rate = 0.01
+    config.optimizer.momentum = 0.9
+    config.optimizer.weight_decay = 1e-4
+    config.schedule.boundaries = (20, 40)
+    config.schedule.factors = (0.5, 0.25)
+    config.epochs = 50
+    config.batch_size = 512
+    return config

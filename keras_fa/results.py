@@ -1,0 +1,221 @@
+"""The run folder: config.json, metrics.jsonl, summary.json; written whole, read back.
+
+A run is plain files, so that figures, tables and other programs need no model:
+
+- `config.json`: the configuration, written once, before anything is computed.
+- `metrics.jsonl`: one JSON object a line, one line for each log, in order of epochs. A
+  number that is not finite is null.
+- `summary.json`: how the run ended. It appears last, and only when the run is over.
+"""
+
+import contextlib
+import fcntl
+import json
+import math
+import os
+import pathlib
+
+CONFIG, METRICS, SUMMARY = "config.json", "metrics.jsonl", "summary.json"
+_LOCK = ".lock"
+
+
+class RunFolderError(RuntimeError):
+    """A run folder that cannot be used as asked; the message says what to do."""
+
+
+def write_text(path, text):
+    """Writes a file whole or not at all.
+
+    Data, fsync, rename, fsync of the folder: a kill or a full disk at any moment leaves
+    either the old file or the new one.
+
+    Args:
+        path: Where to.
+        text: The whole content.
+
+    Raises:
+        OSError: If the disk is full or the folder cannot be written. The file that was
+            there before is untouched.
+    """
+    path = pathlib.Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def to_json(value, **kwargs):
+    """JSON text of nested dicts, sequences and NumPy scalars; non-finite as null."""
+    return json.dumps(_plain(value), allow_nan=False, **kwargs)
+
+
+def _plain(value):
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if hasattr(value, "tolist"):
+        return _plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+class RunFolder:
+    """The folder of one run, held by one process at a time.
+
+    Use as a context manager; entering takes the lock, which the operating system drops
+    when the process ends, however it ends.
+
+    Args:
+        path: The folder; made if missing.
+        config: The run's configuration, a dict that JSON can hold.
+
+    Raises:
+        RunFolderError: On entering, if the folder belongs to another configuration, if
+            another process holds it, or if it holds files but no configuration.
+    """
+
+    def __init__(self, path, config):
+        self.path = pathlib.Path(path)
+        self.config = config
+        self._lock = None
+
+    def __enter__(self):
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunFolderError(
+                f"Cannot make the run folder {self.path}: {error}. Choose another "
+                "--workdir."
+            ) from error
+        self._lock = open(self.path / _LOCK, "w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self._lock.close()
+            raise RunFolderError(
+                f"Another process is using the run folder {self.path}. Wait for it, "
+                "stop it, or choose another --workdir."
+            ) from error
+        try:
+            self._claim()
+        except BaseException:
+            self._lock.close()
+            raise
+        return self
+
+    def __exit__(self, *exception):
+        self._lock.close()
+
+    def _claim(self):
+        path = self.path / CONFIG
+        text = to_json(self.config, indent=2, sort_keys=True) + "\n"
+        if not path.exists():
+            others = [p.name for p in self.path.iterdir() if not p.name.startswith(".")]
+            if others:
+                raise RunFolderError(
+                    f"{self.path} is not empty and holds no {CONFIG} (found: "
+                    f"{', '.join(sorted(others)[:5])}). Choose another --workdir."
+                )
+            write_text(path, text)
+            return
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        differences = _differences(stored, json.loads(text))
+        if differences:
+            raise RunFolderError(
+                f"{self.path} belongs to a run with another configuration:\n  "
+                + "\n  ".join(differences[:10])
+                + "\nChoose another --workdir, or give the configuration that is there."
+            )
+
+    def summary(self):
+        """The summary, or None while the run is not over."""
+        path = self.path / SUMMARY
+        return json.loads(path.read_text()) if path.exists() else None
+
+    def finish(self, summary):
+        """Ends the run: writes its summary, a dict."""
+        write_text(self.path / SUMMARY, to_json(summary, indent=2) + "\n")
+
+    def rewind(self, epoch):
+        """Drops the log lines after an epoch, and a line that a kill left torn."""
+        lines = [
+            to_json(line) + "\n"
+            for line in read_metrics(self.path)
+            if line["epoch"] <= epoch
+        ]
+        write_text(self.path / METRICS, "".join(lines))
+
+    def log(self, values):
+        """Appends one line to metrics.jsonl and waits until it is on the disk.
+
+        Args:
+            values: Dict of numbers with an integer `epoch` among them.
+        """
+        with open(self.path / METRICS, "a", encoding="utf-8") as file:
+            file.write(to_json(values) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def _differences(stored, given, prefix=""):
+    """Lines that name each field in which two configurations differ."""
+    lines = []
+    for key in sorted(stored.keys() | given.keys()):
+        old, new = stored.get(key), given.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            lines += _differences(old, new, f"{prefix}{key}.")
+        elif old != new or (key in stored) != (key in given):
+            lines.append(f"{prefix}{key}: {old!r} in the folder, {new!r} given")
+    return lines
+
+
+def read_metrics(path):
+    """The log lines of a run folder, as a list of dicts.
+
+    A torn last line, the trace of a kill, is left out.
+    """
+    path = pathlib.Path(path) / METRICS
+    lines = []
+    if path.exists():
+        for text in path.read_text(encoding="utf-8").splitlines():
+            with contextlib.suppress(json.JSONDecodeError):
+                lines.append(json.loads(text))
+    return lines
+
+
+def read_frame(path):
+    """The log lines of a run folder as a `pandas.DataFrame`, null as NaN."""
+    import pandas as pd
+
+    return pd.DataFrame(read_metrics(path))
+
+
+def read_config(path):
+    """The configuration of a run folder, a dict.
+
+    Raises:
+        RunFolderError: If there is no run in the folder.
+    """
+    path = pathlib.Path(path) / CONFIG
+    if not path.exists():
+        raise RunFolderError(f"No run in {path.parent}: {CONFIG} is missing.")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def read_summary(path):
+    """The summary of a run folder, a dict, or None while the run is not over."""
+    path = pathlib.Path(path) / SUMMARY
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None

@@ -1,0 +1,103 @@
+"""The run folder: whole files, one owner, torn lines, other configurations."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from keras_fa import results
+from keras_fa.results import RunFolder, RunFolderError
+
+
+def test_round_trip(tmp_path):
+    config = {"seed": 1, "model": {"hidden_units": (3, 4)}}
+    with RunFolder(tmp_path / "run", config) as folder:
+        folder.log({"epoch": 1, "loss": np.float32(0.5)})
+        folder.log({"epoch": 2, "loss": float("nan"), "x": np.arange(2)})
+        assert folder.summary() is None
+        folder.finish({"status": "finished"})
+    path = tmp_path / "run"
+    assert results.read_config(path) == {"seed": 1, "model": {"hidden_units": [3, 4]}}
+    assert results.read_metrics(path)[1] == {"epoch": 2, "loss": None, "x": [0, 1]}
+    assert results.read_summary(path) == {"status": "finished"}
+    frame = results.read_frame(path)
+    assert frame["epoch"].tolist() == [1, 2]
+    assert np.isnan(frame["loss"][1])
+
+
+def test_another_configuration_is_refused_and_nothing_is_lost(tmp_path):
+    with RunFolder(tmp_path, {"a": {"b": 1}, "c": 2}) as folder:
+        folder.log({"epoch": 1})
+    before = (tmp_path / "config.json").read_bytes()
+    match = "a.b: 1 in the folder, 3 given"
+    with pytest.raises(RunFolderError, match=match):
+        RunFolder(tmp_path, {"a": {"b": 3}, "c": 2}).__enter__()
+    assert (tmp_path / "config.json").read_bytes() == before
+    assert len(results.read_metrics(tmp_path)) == 1
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path):
+    (tmp_path / "thesis.tex").write_text("precious")
+    with pytest.raises(RunFolderError, match=r"thesis\.tex"):
+        RunFolder(tmp_path, {}).__enter__()
+
+
+def test_one_process_at_a_time_and_the_lock_dies_with_its_holder(tmp_path):
+    program = (
+        "import sys, time\n"
+        "from results import RunFolder\n"
+        "folder = RunFolder(sys.argv[1], {})\n"
+        "folder.__enter__()\n"
+        "print('held', flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    # Importing the package would load TensorFlow; this room alone does not need it.
+    source = os.path.dirname(results.__file__)
+    holder = subprocess.Popen(
+        [sys.executable, "-c", program, str(tmp_path)],
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": source},
+    )
+    assert holder.stdout.readline() == b"held\n"
+    with pytest.raises(RunFolderError, match="Another process"):
+        RunFolder(tmp_path, {}).__enter__()
+    holder.kill()
+    holder.wait()
+    holder.stdout.close()
+    with RunFolder(tmp_path, {}):
+        pass
+
+
+def test_rewind_drops_later_epochs_and_a_torn_line(tmp_path):
+    with RunFolder(tmp_path, {}) as folder:
+        for epoch in range(4):
+            folder.log({"epoch": epoch})
+        with open(tmp_path / "metrics.jsonl", "a") as file:
+            file.write('{"epoch": 4, "lo')
+        assert [line["epoch"] for line in results.read_metrics(tmp_path)] == [0, 1, 2, 3]
+        folder.rewind(2)
+        folder.log({"epoch": 3})
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["epoch"] for line in lines] == [0, 1, 2, 3]
+
+
+def test_a_failed_write_leaves_the_old_file_whole(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    results.write_text(path, "old")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        results.write_text(path, "new")
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_no_run(tmp_path):
+    with pytest.raises(RunFolderError, match=r"config\.json is missing"):
+        results.read_config(tmp_path)

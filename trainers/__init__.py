@@ -1,0 +1,1 @@
+"""Command-line programs: each is flags and one call into `keras_fa`."""

@@ -1,0 +1,139 @@
+"""Trains a network under one feedback rule or several, from a config file.
+
+Example:
+    python -m trainers.train --config=configs/digits.py --workdir=runs/digits \
+        --rules=backprop,fa,ada_fa,sign_fa
+
+A run that was stopped goes on when the same command is given again.
+"""
+
+import os
+import pathlib
+import sys
+
+# Quietens TensorFlow's start-up notices; errors still show.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+from absl import app, flags
+from ml_collections import config_flags
+from rich.console import Console
+from rich.table import Table
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config",
+    help_string="Config file; --config.field=value sets a field of it.",
+)
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Run folder: results go there, and only there.", required=True
+)
+_RULES = flags.DEFINE_list(
+    "rules",
+    None,
+    "Feedback rules to train, one after the other, each in a folder of its own in "
+    "--workdir. Without it the config's one rule is trained in --workdir itself.",
+)
+_STRATEGY = flags.DEFINE_enum(
+    "strategy",
+    "default",
+    ["default", "mirrored"],
+    "Where the model lives: on one device, or mirrored on all of this machine.",
+)
+_FIGURES = flags.DEFINE_bool("figures", True, "Whether to draw the figures.")
+flags.mark_flag_as_required("config")
+
+
+def main(argv):
+    """Runs what the flags say, then prints the table and the figures' paths."""
+    if len(argv) > 1:
+        raise app.UsageError(f"Unexpected arguments: {' '.join(argv[1:])}")
+    from keras_fa import checkpoints, datasets, experiment, results
+
+    console = Console()
+    workdir = pathlib.Path(_WORKDIR.value)
+    shared = {"strategy": _STRATEGY.value, "progress": True}
+    try:
+        if _RULES.value:
+            summaries = experiment.compare(
+                _CONFIG.value, workdir, _RULES.value, **shared
+            )
+            runs = {rule: workdir / rule for rule in _RULES.value}
+        else:
+            rule = _CONFIG.value.rule
+            summaries = {rule: experiment.run(_CONFIG.value, workdir, **shared)}
+            runs = {rule: workdir}
+    except KeyboardInterrupt:
+        console.print(
+            "\nInterrupted. The same command goes on after the last checkpoint."
+        )
+        sys.exit(130)
+    except (
+        ValueError,
+        OSError,
+        results.RunFolderError,
+        checkpoints.CheckpointError,
+        datasets.DatasetNotFound,
+    ) as error:
+        sys.exit(f"error: {error}")
+    console.print(_table(summaries))
+    if _FIGURES.value:
+        for path in _draw(runs, workdir / "figures"):
+            console.print(f"figure: {path}", soft_wrap=True)
+    if any(summary["status"] == "diverged" for summary in summaries.values()):
+        sys.exit("error: the loss became NaN or infinite: see the table's status.")
+
+
+def _table(summaries):
+    table = Table("rule", "status", "epochs", title="Training", title_justify="left")
+    for heading in ("train loss", "test loss", "test acc. %"):
+        table.add_column(heading, justify="right")
+    for heading in ("cos(W, B) last layer", "|Phi/Phi(0) - 1| mean", "ms a step"):
+        table.add_column(heading, justify="right")
+    for rule, summary in summaries.items():
+        final = summary["final"]
+        alignment = [v for k, v in final.items() if k.startswith("alignment/")]
+        deviation = [v for k, v in final.items() if k.startswith("conservation/")]
+        accuracy = final.get("val_accuracy")
+        step = summary["seconds_per_step"]
+        table.add_row(
+            rule,
+            summary["status"],
+            str(summary["epochs"]),
+            _number(final.get("loss")),
+            _number(final.get("val_loss")),
+            _number(None if accuracy is None else 100 * accuracy, ".2f"),
+            _number(alignment[-1] if alignment else None, ".3f"),
+            _number(_mean(deviation), ".2g"),
+            _number(None if step is None else 1000 * step, ".2f"),
+        )
+    return table
+
+
+def _mean(values):
+    if not values or None in values:
+        return None
+    return sum(values) / len(values)
+
+
+def _number(value, form=".4g"):
+    return "-" if value is None else format(value, form)
+
+
+def _draw(runs, folder):
+    from keras_fa import figures
+
+    runs = list(runs.values())
+    paths = [
+        figures.potential_ratio(runs, folder / "potentials.png"),
+        figures.weight_alignment(runs, folder / "alignment.png"),
+        figures.accuracy(runs, folder / "accuracy.png"),
+    ]
+    return [path for path in paths if path is not None]
+
+
+def cli():
+    """Entry point."""
+    app.run(main)
+
+
+if __name__ == "__main__":
+    cli()
