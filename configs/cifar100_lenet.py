@@ -1,7 +1,7 @@
 """LeNet on a random n-class subset of CIFAR-100.
 
 Source: Robertson and Koyejo (2024), section 6 and appendix A: table 1, figures 5 to 7.
-Command: python -m trainers.train --config=configs/cifar100_lenet.py --workdir=DIR \
+Command: python trainers/train.py --config=configs/cifar100_lenet.py --workdir=DIR \
              --config.rule=sign_fa
 
 Choices where the paper is silent: standardised by the mean and standard deviation of

@@ -1,7 +1,7 @@
 """Noisy MNIST: a two-layer leaky-ReLU network on 4,000 images, one label in five wrong.
 
 Source: Robertson and Koyejo (2024), section 6 and appendix A: figures 2 to 4, table 3.
-Command: python -m trainers.train --config=configs/noisy_mnist.py --workdir=DIR \
+Command: python trainers/train.py --config=configs/noisy_mnist.py --workdir=DIR \
              --config.model.hidden_units="(60,)" --config.rule=sign_fa
 
 Choices where the paper is silent: inputs standardised by one mean and one standard

@@ -2,7 +2,7 @@
 
 Source: Robertson and Koyejo (2024), section 6 and appendix A: table 2. The validation
 set serves as test set.
-Command: python -m trainers.train --config=configs/tiny_imagenet_resnet18.py \
+Command: python trainers/train.py --config=configs/tiny_imagenet_resnet18.py \
              --workdir=DIR --config.rule=sign_fa
 
 Choices where the paper is silent: standardised by the mean and standard deviation of

@@ -1,13 +1,14 @@
 """Checkpoints from which a killed run goes on bit for bit."""
 
-import glob
 import json
 import logging
 import os
+import pathlib
 
 import tensorflow as tf
 
 _LOG = logging.getLogger("keras_fa")
+_DATA = ".data-00000-of-00001"
 
 
 class CheckpointError(RuntimeError):
@@ -19,8 +20,11 @@ class Checkpoints:
 
     That is every variable of the model (BatchNorm statistics and the states of random
     generators included) and of the optimizer, the epoch, and the state of callbacks. A
-    save is one `tf.train.Checkpoint`: written whole or not at all, with a checksum for
-    each tensor. Keras's own `BackupAndRestore` and its `.keras` files give neither.
+    save is one `tf.train.Checkpoint`, which has a checksum for each tensor, written
+    under another name, brought to the disk and then renamed, its index file last: it is
+    there whole or not at all. Keras's own `BackupAndRestore` and its `.keras` files
+    give neither, and `tf.train.CheckpointManager` cannot start when the small file in
+    which it keeps count is damaged.
 
     Args:
         folder: Where the checkpoints go.
@@ -32,20 +36,17 @@ class Checkpoints:
     """
 
     def __init__(self, folder, model, callbacks=(), keep=2):
-        self._folder = os.fspath(folder)
+        self._folder = pathlib.Path(folder)
+        self._keep = keep
         self._callbacks = list(callbacks)
-        self._extra = _JsonState(self._get_state, self._set_state)
         self._epoch = tf.Variable(0, dtype=tf.int64, trainable=False)
         # Variables are listed one by one: Keras does not track the states of its seed
         # generators where tf.train.Checkpoint would find them through the model.
         self._checkpoint = tf.train.Checkpoint(
-            model=[_tensorflow_variable(v) for v in model.variables],
-            optimizer=[_tensorflow_variable(v) for v in model.optimizer.variables],
+            model=[v.value for v in model.variables],
+            optimizer=[v.value for v in model.optimizer.variables],
             epoch=self._epoch,
-            callbacks=self._extra,
-        )
-        self._manager = tf.train.CheckpointManager(
-            self._checkpoint, self._folder, max_to_keep=keep, checkpoint_name="epoch"
+            callbacks=_JsonState(self._get_state, self._set_state),
         )
 
     def save(self, epoch):
@@ -56,13 +57,24 @@ class Checkpoints:
         """
         self._epoch.assign(epoch)
         try:
-            self._manager.save(checkpoint_number=epoch)
-        except tf.errors.OpError as error:
+            self._folder.mkdir(exist_ok=True)
+            for leftover in self._folder.glob("unfinished*"):
+                leftover.unlink()
+            self._checkpoint.write(str(self._folder / "unfinished"))
+            # "data" comes before "index", which alone makes the rest count.
+            for path in sorted(self._folder.glob("unfinished.*")):
+                _sync(path)
+                path.rename(path.with_name(f"epoch-{epoch}{path.suffix}"))
+            _sync(self._folder)
+        except (OSError, tf.errors.OpError) as error:
             raise OSError(
                 f"Could not save a checkpoint in {self._folder} (is the disk full?): "
-                f"{error.message} The checkpoints before it are intact; make room and "
-                "start the same command again."
+                f"{error} The checkpoints before it are intact; make room and start "
+                "the same command again."
             ) from error
+        for path in self._indices()[self._keep :]:
+            path.unlink()
+            path.with_suffix(_DATA).unlink(missing_ok=True)
 
     def restore(self):
         """Restores the newest checkpoint that can be read, and says if it was not it.
@@ -73,28 +85,27 @@ class Checkpoints:
         Raises:
             CheckpointError: If there are checkpoints and none can be read.
         """
-        paths = self._paths()
-        for path in paths:
+        indices = self._indices()
+        for path in indices:
             try:
-                status = self._checkpoint.restore(path)
+                status = self._checkpoint.read(str(path.with_suffix("")))
                 status.assert_existing_objects_matched()
                 return int(self._epoch.numpy())
             except (tf.errors.OpError, ValueError, AssertionError) as error:
                 reason = str(error).splitlines()[0]
-                _LOG.warning("Checkpoint %s cannot be read: %s", path, reason)
-        if paths:
+                _LOG.warning("Checkpoint %s cannot be read: %s", path.stem, reason)
+        if indices:
             raise CheckpointError(
                 f"None of the checkpoints in {self._folder} can be read: "
-                f"{', '.join(os.path.basename(p) for p in paths)}. Remove the run "
-                "folder to start the run anew."
+                f"{', '.join(path.stem for path in indices)}. Remove the run folder to "
+                "start the run anew."
             )
         return 0
 
-    def _paths(self):
-        """Checkpoints, newest first; found on disk even if their index file is lost."""
-        found = glob.glob(os.path.join(glob.escape(self._folder), "epoch-*.index"))
-        paths = [path.removesuffix(".index") for path in found]
-        return sorted(paths, key=lambda p: int(p.rsplit("-", 1)[1]), reverse=True)
+    def _indices(self):
+        """The index files of the checkpoints, newest first."""
+        found = self._folder.glob("epoch-*.index")
+        return sorted(found, key=lambda p: int(p.stem.split("-")[1]), reverse=True)
 
     def _get_state(self):
         return [callback.get_state() for callback in self._callbacks]
@@ -118,5 +129,10 @@ class _JsonState(tf.train.experimental.PythonState):
         self._put(json.loads(string_value))
 
 
-def _tensorflow_variable(variable):
-    return getattr(variable, "value", variable)
+def _sync(path):
+    """Waits until a file or folder is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -17,8 +17,8 @@ def default_config():
         - `dtype`: Dtype or dtype policy of the model.
         - `deterministic`: Whether to ask TensorFlow for deterministic kernels, without
           which a resumed run need not equal an undisturbed one bit for bit.
-        - `jit_compile`: "on", "off" or "auto", which is what was measured to be the
-          faster: on for dense networks, off for convolutions on a CPU.
+        - `jit_compile`: XLA "on" or "off"; "auto" is what was measured to be the
+          faster: off on a CPU, Keras's choice on a GPU.
         - `dataset`: `name`, and any other argument of `keras_fa.datasets.load`; None
           leaves the argument out.
         - `model`: `name` (mlp, lenet, resnet18) and any other argument of its builder.

@@ -15,6 +15,8 @@ class _Feedback:
 
     def __init__(self, *args, rule="fa", **kwargs):
         super().__init__(*args, **kwargs)
+        if self.quantization_mode is not None:
+            self._refuse_quantization()
         self._rule = rules.get(rule).for_layer()
         self.feedback = None
 
@@ -25,8 +27,7 @@ class _Feedback:
 
     def build(self, input_shape):
         super().build(input_shape)
-        values = self._initial_feedback()
-        if values is None:
+        if not self._rule.stores_feedback:
             return
         if self.lora_enabled:
             # Keras locks the layer behind the LoRA weights that it added last.
@@ -35,7 +36,8 @@ class _Feedback:
             name="feedback",
             shape=self.kernel.shape,
             dtype=self.variable_dtype,
-            initializer=lambda shape, dtype: ops.cast(values, dtype),
+            # Called when W has its values, which in a model that `fit` builds is later.
+            initializer=lambda shape, dtype: ops.cast(self._initial_feedback(), dtype),
             trainable=False,
         )
 
@@ -56,8 +58,8 @@ class _Feedback:
         """
         return self._rule.backward_kernel(self.kernel, self.feedback)
 
-    def _linear(self, op, inputs):
-        kernel = ops.convert_to_tensor(self.kernel)
+    def _linear(self, op, inputs, kernel):
+        kernel = ops.convert_to_tensor(kernel)
         feedback = self.feedback
         if feedback is not None:
             feedback = ops.convert_to_tensor(feedback)
@@ -77,6 +79,9 @@ class _Feedback:
         keras.layers.Layer.load_own_variables(self, store)
 
     def quantize(self, *args, **kwargs):
+        self._refuse_quantization()
+
+    def _refuse_quantization(self):
         raise NotImplementedError(
             f"{type(self).__name__} cannot be quantized: a quantized layer has no "
             "backward pass. Train first, then quantize a stock-Keras copy of the model."
@@ -87,7 +92,7 @@ class _FeedbackConvolution(_Feedback):
     """The convolutions' part: they all pass through `convolution_op`."""
 
     def convolution_op(self, inputs, kernel):
-        return self._linear(super().convolution_op, inputs)
+        return self._linear(super().convolution_op, inputs, kernel)
 
 
 @keras.saving.register_keras_serializable(rules.PACKAGE)
@@ -118,7 +123,7 @@ class FeedbackDense(_Feedback, keras.layers.Dense):
 
     def call(self, inputs, training=None):
         # Keras's Dense has no hook for its product, so its call is restated.
-        outputs = self._linear(ops.matmul, inputs)
+        outputs = self._linear(ops.matmul, inputs, self.kernel)
         if self.bias is not None:
             outputs = ops.add(outputs, self.bias)
         if self.activation is not None:
@@ -148,7 +153,7 @@ class FeedbackConv1D(_FeedbackConvolution, keras.layers.Conv1D):
                 data_format=self.data_format,
             )
 
-        return self._linear(causal, inputs)
+        return self._linear(causal, inputs, kernel)
 
 
 @keras.saving.register_keras_serializable(rules.PACKAGE)

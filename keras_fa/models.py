@@ -211,8 +211,9 @@ def with_rule(model, rule):
         A new model of the same kind.
 
     Raises:
-        ValueError: If the rule is unknown, the model has no feedback layers or is a
-            subclassed model, which Keras cannot clone.
+        ValueError: If the rule is unknown, the model has no feedback layers, is a
+            subclassed model, which Keras cannot clone, or has feedback layers whose
+            rule is not in its config.
     """
     if not feedback_layers(model):
         raise ValueError(
@@ -222,18 +223,38 @@ def with_rule(model, rule):
     rule = rules.get(rule)
 
     def clone(layer):
-        config = layer.get_config()
-        if "rule" in config and layer in feedback_layers(layer):
+        config = _with_wrapped_rule(layer.get_config(), rule)
+        if "rule" in config and feedback_layers(layer):
             config["rule"] = rule
         return type(layer).from_config(config)
 
     new = keras.models.clone_model(model, clone_function=clone, recursive=True)
+    for layer in feedback_layers(new):
+        if type(layer.rule) is not type(rule):
+            raise ValueError(
+                f"Layer '{layer.path}' would keep the rule {layer.rule!r}: the layer "
+                "around it makes it without asking its config. Give that layer a "
+                "`rule` argument that its `get_config` returns."
+            )
     old_state, new_state = _state(model), _state(new)
     for old_variable, new_variable in zip(old_state, new_state, strict=True):
         new_variable.assign(old_variable)
     for layer in feedback_layers(new):
         layer.reset_feedback()
     return new
+
+
+def _with_wrapped_rule(config, rule):
+    """The config with another rule in the feedback layers that it wraps, if any."""
+    if isinstance(config, (list, tuple)):
+        return type(config)(_with_wrapped_rule(item, rule) for item in config)
+    if not isinstance(config, dict):
+        return config
+    config = {key: _with_wrapped_rule(value, rule) for key, value in config.items()}
+    wrapped = config.get("config")
+    if isinstance(wrapped, dict) and "class_name" in config and "rule" in wrapped:
+        wrapped["rule"] = rules.serialize(rule.for_layer())
+    return config
 
 
 def _state(model):

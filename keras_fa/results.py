@@ -110,7 +110,7 @@ class RunFolder:
                 "stop it, or choose another --workdir."
             ) from error
         try:
-            self._claim()
+            self._check()
         except BaseException:
             self._lock.close()
             raise
@@ -119,9 +119,8 @@ class RunFolder:
     def __exit__(self, *exception):
         self._lock.close()
 
-    def _claim(self):
+    def _check(self):
         path = self.path / CONFIG
-        text = to_json(self.config, indent=2, sort_keys=True) + "\n"
         if not path.exists():
             others = [p.name for p in self.path.iterdir() if not p.name.startswith(".")]
             if others:
@@ -129,16 +128,32 @@ class RunFolder:
                     f"{self.path} is not empty and holds no {CONFIG} (found: "
                     f"{', '.join(sorted(others)[:5])}). Choose another --workdir."
                 )
-            write_text(path, text)
             return
         stored = json.loads(path.read_text(encoding="utf-8"))
-        differences = _differences(stored, json.loads(text))
+        differences = _differences(stored, json.loads(to_json(self.config)))
         if differences:
             raise RunFolderError(
                 f"{self.path} belongs to a run with another configuration:\n  "
                 + "\n  ".join(differences[:10])
                 + "\nChoose another --workdir, or give the configuration that is there."
             )
+
+    def begin(self, epoch):
+        """Begins or resumes the run: the folder belongs to its configuration from here.
+
+        Log lines after the epoch are dropped, and a line that a kill left torn.
+
+        Args:
+            epoch: The last epoch whose results are kept; -1 keeps nothing.
+        """
+        text = to_json(self.config, indent=2, sort_keys=True) + "\n"
+        write_text(self.path / CONFIG, text)
+        lines = [
+            to_json(line) + "\n"
+            for line in read_metrics(self.path)
+            if line["epoch"] <= epoch
+        ]
+        write_text(self.path / METRICS, "".join(lines))
 
     def summary(self):
         """The summary, or None while the run is not over."""
@@ -148,15 +163,6 @@ class RunFolder:
     def finish(self, summary):
         """Ends the run: writes its summary, a dict."""
         write_text(self.path / SUMMARY, to_json(summary, indent=2) + "\n")
-
-    def rewind(self, epoch):
-        """Drops the log lines after an epoch, and a line that a kill left torn."""
-        lines = [
-            to_json(line) + "\n"
-            for line in read_metrics(self.path)
-            if line["epoch"] <= epoch
-        ]
-        write_text(self.path / METRICS, "".join(lines))
 
     def log(self, values):
         """Appends one line to metrics.jsonl and waits until it is on the disk.

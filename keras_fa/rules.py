@@ -4,6 +4,7 @@ A rule knows two things: what a layer stores when it is built (`initial_feedback
 what its backward pass sees (`backward_kernel`). Rules know nothing of layers or models.
 """
 
+import copy
 import difflib
 import math
 
@@ -25,8 +26,15 @@ class FeedbackRule:
         """The rule that one more layer keeps; itself unless a layer needs its own."""
         return self
 
+    @property
+    def stores_feedback(self):
+        """Whether layers store a B: whether the rule overrides `initial_feedback`."""
+        return type(self).initial_feedback is not FeedbackRule.initial_feedback
+
     def initial_feedback(self, kernel, kernel_initializer):
-        """The feedback to store with a layer.
+        """The feedback to store with a layer; not overridden where nothing is stored.
+
+        It may be called on symbolic tensors while an unbuilt model is traced.
 
         Args:
             kernel: The layer's kernel W, already initialised, of any rank.
@@ -34,16 +42,16 @@ class FeedbackRule:
                 `(shape, dtype) -> values`.
 
         Returns:
-            B, an array of the kernel's shape, or None where nothing is stored.
+            B, an array of the kernel's shape.
         """
-        return None
+        raise NotImplementedError
 
     def backward_kernel(self, kernel, feedback):
         """The kernel of the backward pass.
 
         Args:
             kernel: The current W.
-            feedback: What the layer stored, None where `initial_feedback` was None.
+            feedback: What the layer stored, None where it stores nothing.
 
         Returns:
             A tensor of the kernel's shape and dtype. `kernel` itself means ordinary
@@ -119,7 +127,8 @@ class FeedbackAlignment(FeedbackRule):
             return self
         seed = base if self._layers == 0 else _derived_seed(base, self._layers)
         self._layers += 1
-        rule = FeedbackAlignment(self.initializer, seed)
+        rule = copy.copy(self)
+        rule.seed = seed
         rule._layers = 1
         return rule
 
@@ -136,10 +145,7 @@ class FeedbackAlignment(FeedbackRule):
         feedback = _reseeded(initializer, self.seed)(
             tuple(kernel.shape), dtype=keras.backend.standardize_dtype(kernel.dtype)
         )
-        values = ops.convert_to_numpy(feedback)
-        if values.min() != values.max() and np.array_equal(
-            values, ops.convert_to_numpy(kernel)
-        ):
+        if _is_copy(feedback, kernel):
             raise ValueError(
                 f"The initializer {initializer!r} drew feedback equal to the kernel. "
                 "Give FeedbackAlignment an initializer that draws anew, or use "
@@ -204,7 +210,8 @@ class SignFeedbackAlignment(FeedbackRule):
         if scale == "glorot":
             *area, channels_in, channels_out = kernel.shape
             scale = math.sqrt(2 / (math.prod(area) * (channels_in + channels_out)))
-        scale = ops.cast(scale, kernel.dtype)
+        # Not ops.cast, which takes a Python number through float32.
+        scale = ops.convert_to_tensor(scale, dtype=kernel.dtype)
         # ops.sign would give 0 at 0.
         return ops.where(kernel > 0, scale, -scale)
 
@@ -290,6 +297,16 @@ def _integer_seed(initializer):
 def _derived_seed(seed, index):
     """Another 31-bit seed for each index, a pure function of both."""
     return int(np.random.SeedSequence([seed % 2**64, index]).generate_state(1)[0] >> 1)
+
+
+def _is_copy(feedback, kernel):
+    """Whether B repeats the random values of W; a constant B may equal a constant W."""
+    try:
+        feedback, kernel = np.asarray(feedback), np.asarray(kernel)
+    except (NotImplementedError, TypeError):
+        # Symbolic tensors, in TensorFlow's and in JAX's words: nothing to compare yet.
+        return False
+    return feedback.min() != feedback.max() and np.array_equal(feedback, kernel)
 
 
 def _reseeded(initializer, seed):

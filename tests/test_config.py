@@ -29,7 +29,9 @@ def test_unknown_field_names_the_nearest():
     config = default_config()
     with config.unlocked():
         config.optimizer.lerning_rate = 0.1
-    with pytest.raises(ValueError, match=r"Did you mean config.optimizer.learning_rate"):
+    with pytest.raises(
+        ValueError, match=r"Did you mean config.optimizer.learning_rate"
+    ):
         check(config)
 
 

@@ -25,9 +25,7 @@ def test_update_is_torchs_when_the_rate_changes(momentum, weight_decay):
     optimizer = TorchSGD(schedule, momentum, weight_decay)
     for gradient in gradients:
         optimizer.apply([keras.ops.convert_to_tensor(gradient)], [variable])
-    expected = _torch(
-        start, gradients, [0.5] * 3 + [0.05] * 3, momentum, weight_decay
-    )
+    expected = _torch(start, gradients, [0.5] * 3 + [0.05] * 3, momentum, weight_decay)
     # The rate is a float32: 0.05 is off by 1.5e-8 of itself.
     np.testing.assert_allclose(variable.numpy(), expected, rtol=1e-7)
 

@@ -15,6 +15,7 @@ from keras_fa.results import RunFolder, RunFolderError
 def test_round_trip(tmp_path):
     config = {"seed": 1, "model": {"hidden_units": (3, 4)}}
     with RunFolder(tmp_path / "run", config) as folder:
+        folder.begin(-1)
         folder.log({"epoch": 1, "loss": np.float32(0.5)})
         folder.log({"epoch": 2, "loss": float("nan"), "x": np.arange(2)})
         assert folder.summary() is None
@@ -30,6 +31,7 @@ def test_round_trip(tmp_path):
 
 def test_another_configuration_is_refused_and_nothing_is_lost(tmp_path):
     with RunFolder(tmp_path, {"a": {"b": 1}, "c": 2}) as folder:
+        folder.begin(-1)
         folder.log({"epoch": 1})
     before = (tmp_path / "config.json").read_bytes()
     match = "a.b: 1 in the folder, 3 given"
@@ -37,6 +39,14 @@ def test_another_configuration_is_refused_and_nothing_is_lost(tmp_path):
         RunFolder(tmp_path, {"a": {"b": 3}, "c": 2}).__enter__()
     assert (tmp_path / "config.json").read_bytes() == before
     assert len(results.read_metrics(tmp_path)) == 1
+
+
+def test_a_run_that_never_began_leaves_the_folder_free(tmp_path):
+    with RunFolder(tmp_path, {"rule": "typo"}):
+        pass
+    with RunFolder(tmp_path, {"rule": "fa"}) as folder:
+        folder.begin(-1)
+    assert results.read_config(tmp_path) == {"rule": "fa"}
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path):
@@ -71,14 +81,19 @@ def test_one_process_at_a_time_and_the_lock_dies_with_its_holder(tmp_path):
         pass
 
 
-def test_rewind_drops_later_epochs_and_a_torn_line(tmp_path):
+def test_resuming_drops_later_epochs_and_a_torn_line(tmp_path):
     with RunFolder(tmp_path, {}) as folder:
         for epoch in range(4):
             folder.log({"epoch": epoch})
         with open(tmp_path / "metrics.jsonl", "a") as file:
             file.write('{"epoch": 4, "lo')
-        assert [line["epoch"] for line in results.read_metrics(tmp_path)] == [0, 1, 2, 3]
-        folder.rewind(2)
+        assert [line["epoch"] for line in results.read_metrics(tmp_path)] == [
+            0,
+            1,
+            2,
+            3,
+        ]
+        folder.begin(2)
         folder.log({"epoch": 3})
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["epoch"] for line in lines] == [0, 1, 2, 3]

@@ -1,7 +1,7 @@
-"""Trains a network under one feedback rule or several, from a config file.
+r"""Trains a network under one feedback rule or several, from a config file.
 
 Example:
-    python -m trainers.train --config=configs/digits.py --workdir=runs/digits \
+    python trainers/train.py --config=configs/digits.py --workdir=runs/digits \
         --rules=backprop,fa,ada_fa,sign_fa
 
 A run that was stopped goes on when the same command is given again.
@@ -14,7 +14,7 @@ import sys
 # Quietens TensorFlow's start-up notices; errors still show.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 from rich.console import Console
 from rich.table import Table
@@ -46,6 +46,9 @@ def main(argv):
     """Runs what the flags say, then prints the table and the figures' paths."""
     if len(argv) > 1:
         raise app.UsageError(f"Unexpected arguments: {' '.join(argv[1:])}")
+    # absl shows every library's progress notes unless told otherwise.
+    if not flags.FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.WARNING)
     from keras_fa import checkpoints, datasets, experiment, results
 
     console = Console()
@@ -83,10 +86,10 @@ def main(argv):
 
 
 def _table(summaries):
-    table = Table("rule", "status", "epochs", title="Training", title_justify="left")
-    for heading in ("train loss", "test loss", "test acc. %"):
+    table = Table("rule", "epochs")
+    for heading in ("train\nloss", "test\nloss", "test\nacc. %"):
         table.add_column(heading, justify="right")
-    for heading in ("cos(W, B) last layer", "|Phi/Phi(0) - 1| mean", "ms a step"):
+    for heading in ("cos(W,B)\noutput", "mean\n|Φ/Φ(0)-1|", "ms a\nstep"):
         table.add_column(heading, justify="right")
     for rule, summary in summaries.items():
         final = summary["final"]
@@ -94,10 +97,10 @@ def _table(summaries):
         deviation = [v for k, v in final.items() if k.startswith("conservation/")]
         accuracy = final.get("val_accuracy")
         step = summary["seconds_per_step"]
+        diverged = "diverged: " if summary["status"] == "diverged" else ""
         table.add_row(
             rule,
-            summary["status"],
-            str(summary["epochs"]),
+            f"{diverged}{summary['epochs']}",
             _number(final.get("loss")),
             _number(final.get("val_loss")),
             _number(None if accuracy is None else 100 * accuracy, ".2f"),
@@ -130,10 +133,12 @@ def _draw(runs, folder):
     return [path for path in paths if path is not None]
 
 
-def cli():
-    """Entry point."""
-    app.run(main)
+def _parse(argv):
+    try:
+        return app.parse_flags_with_usage(argv)
+    except AttributeError as error:  # ml_collections, for an unknown config field
+        sys.exit(f"error: unknown config field: {error}")
 
 
 if __name__ == "__main__":
-    cli()
+    app.run(main, flags_parser=_parse)

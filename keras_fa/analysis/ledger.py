@@ -1,0 +1,210 @@
+"""The ledger of the conservation law: what each finite step does to each potential.
+
+Gradient flow conserves Phi (see `conservation`); a training step does not, but what it
+does is known exactly. For any update W <- W + dW, from whatever optimizer,
+
+    dPhi_j = sum_consumers <B_c[j], dW_c[j]> - sum_producers <W_p[:, j], dW_p[:, j]>
+             + sum_consumers <W_c[j] + dW_c[j], dB_c[j]>
+             - 1/2 sum_producers |dW_p[:, j]|^2
+
+with B, W before the step and biases counted among the W_p. The first line is the first
+order, and the law says that plain gradient descent makes it zero, up to rounding. The
+second is the change of the feedback: the flips of signs under sign-FA, nothing under
+fixed feedback. The third are the steps' half squares. Under backpropagation, where the
+consumer's part of Phi is 1/2 |W_c[j]|^2, the consumer has a half squared step as well,
+with a plus, and no flips. A "norm" group has all signs of its producers reversed.
+
+The identity is this toolkit's own; tests/test_ledger.py checks that nothing remains.
+"""
+
+import dataclasses
+
+import numpy as np
+
+from keras_fa.analysis.conservation import (
+    Reader,
+    by_unit,
+    column_products,
+    conserved_groups,
+    potential,
+    row_products,
+)
+
+_TERMS = ("squared_steps", "flips", "first_order")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LedgerEntry:
+    """The account of one group since the ledger was opened, arrays (units,) float64.
+
+    Attributes:
+        measured: Phi now less Phi at the start.
+        squared_steps: Summed half squares of the steps, with their sign: negative for
+            producers, positive for a "norm" group and for consumers under
+            backpropagation.
+        flips: What changes of the feedback added: the sign flips of sign-FA.
+        first_order: What the first order of the steps added: rounding under plain
+            gradient descent; momentum, weight decay and adaptive steps show up here.
+    """
+
+    measured: np.ndarray
+    squared_steps: np.ndarray
+    flips: np.ndarray
+    first_order: np.ndarray
+
+    @property
+    def predicted(self):
+        """The drift that the terms add up to."""
+        return self.squared_steps + self.flips + self.first_order
+
+    @property
+    def remainder(self):
+        """What the terms leave unexplained: rounding, or a bug."""
+        return self.measured - self.predicted
+
+
+class Ledger:
+    """Accounts for the drift of every potential of a model, step by step.
+
+    It keeps a copy of the weights and feedback of all conserved groups, and reads them
+    again after every step: a full pass over the weights, meant for small models or few
+    steps.
+
+    Args:
+        model: A built Sequential or functional Keras model.
+        groups: What `conserved_groups(model)` returned, to save the walk.
+
+    Raises:
+        ValueError: If the model has no graph.
+
+    Example:
+        >>> ledger = keras_fa.analysis.Ledger(model)
+        >>> for x, y in batches:
+        ...     model.train_on_batch(x, y)
+        ...     ledger.step()
+        >>> ledger.report()["dense_1"].remainder
+    """
+
+    def __init__(self, model, groups=None):
+        if groups is None:
+            groups = conserved_groups(model)
+        self.groups = [group for group in groups if group.conserved]
+        self._kept = self._read()
+        self._start = self._potentials()
+        self._sums = {
+            group.name: np.zeros((len(_TERMS), group.units)) for group in self.groups
+        }
+        self.steps = 0
+
+    def step(self):
+        """Books the change of the weights since the last call or since the start.
+
+        Call it after every single step of the optimizer. Over several at once the
+        books still balance, but the three terms are then those of one large step: its
+        square is not the sum of the squares, and its first order is not zero.
+        """
+        before, self._kept = self._kept, self._read()
+        for group in self.groups:
+            self._sums[group.name] += _terms(
+                group, before[group.name], self._kept[group.name]
+            )
+        self.steps += 1
+
+    def report(self):
+        """The account so far.
+
+        Returns:
+            `{group name: LedgerEntry}`.
+        """
+        now = self._potentials()
+        return {
+            name: LedgerEntry(now[name] - self._start[name], *sums.copy())
+            for name, sums in self._sums.items()
+        }
+
+    def state(self):
+        """What a resumed run needs to go on with the books.
+
+        Returns:
+            Flat dict of NumPy arrays: for each group its potential at the start and
+            its terms, and the number of steps.
+        """
+        state = {"steps": np.array(self.steps)}
+        for name, sums in self._sums.items():
+            state[f"{name}/start"] = self._start[name].copy()
+            state.update(zip((f"{name}/{t}" for t in _TERMS), sums.copy(), strict=True))
+        return state
+
+    def load_state(self, state):
+        """Goes on with the books of `state`, from the weights that the model has now.
+
+        Args:
+            state: What `state` returned when the model had these weights.
+
+        Raises:
+            ValueError: If the state is that of other groups.
+        """
+        expected = {key: value.shape for key, value in self.state().items()}
+        received = {key: np.shape(value) for key, value in state.items()}
+        if expected != received:
+            differing = sorted(
+                key
+                for key in expected.keys() | received.keys()
+                if expected.get(key) != received.get(key)
+            )
+            raise ValueError(
+                "The state is not that of this model's conserved groups. Expected "
+                f"arrays of the shapes {expected}; these differ or are missing on one "
+                f"side: {differing}."
+            )
+        self.steps = int(state["steps"])
+        for name, sums in self._sums.items():
+            self._start[name] = np.array(state[f"{name}/start"], np.float64)
+            sums[:] = [state[f"{name}/{term}"] for term in _TERMS]
+        self._kept = self._read()
+
+    def _read(self):
+        # Copies, as an array of a backend may share its memory with the variable.
+        read = Reader(copy=True)
+        return {group.name: read(group) for group in self.groups}
+
+    def _potentials(self):
+        return {
+            group.name: potential(group.kind, *self._kept[group.name], group.units)
+            for group in self.groups
+        }
+
+
+def _terms(group, before, after):
+    """What one step adds: half squares, flips and first order, array (3, units)."""
+    terms = np.zeros((len(_TERMS), group.units))
+    squares, flips, first_order = terms
+    sign = 1 if group.kind == "norm" else -1
+    (old_producers, old_consumers), (new_producers, new_consumers) = before, after
+    for (old, units), (new, _) in zip(old_producers, new_producers, strict=True):
+        for old_values, new_values in zip(old, new, strict=True):
+            step = _difference(new_values, old_values)
+            half_square = 0.5 * column_products(step, step)
+            squares += sign * by_unit(half_square, units, group.units)
+            change = column_products(old_values, step)
+            first_order += sign * by_unit(change, units, group.units)
+    for old, new in zip(old_consumers, new_consumers, strict=True):
+        (old_kernel, old_feedback, units), (new_kernel, new_feedback, _) = old, new
+
+        def add(term, one, other, scale=1.0, units=units):
+            products = scale * row_products(one, other, len(units))
+            term += by_unit(products, units, group.units)
+
+        step = _difference(new_kernel, old_kernel)
+        if old_feedback is None:
+            add(first_order, old_kernel, step)
+            add(squares, step, step, 0.5)
+            continue
+        add(first_order, old_feedback, step)
+        if not np.array_equal(old_feedback, new_feedback):
+            add(flips, new_kernel, _difference(new_feedback, old_feedback))
+    return terms
+
+
+def _difference(new, old):
+    return np.subtract(new, old, dtype=np.float64)

@@ -1,0 +1,230 @@
+"""Data sets by name: images, the embedded digits, and the theory's synthetic problems.
+
+Example:
+    ```python
+    data = keras_fa.datasets.load("digits", batch_size=64, standardize="scalar")
+    model.fit(data.train, epochs=3, validation_data=data.test, shuffle=False)
+    ```
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import numbers
+import os
+from collections.abc import Sequence
+
+import numpy as np
+
+from keras_fa.datasets import sources, synthetic, transforms
+from keras_fa.datasets.pipelines import Dataset
+from keras_fa.datasets.sources import DatasetNotFound
+
+__all__ = ["NAMES", "Dataset", "DatasetNotFound", "load"]
+
+NAMES = ("digits", *sources.TFDS_NAMES, *synthetic.PROBLEMS)
+"""All names that `load` knows."""
+
+_AUTO_BATCH_SIZE = 128
+
+
+def load(
+    name: str,
+    *,
+    num_classes: int | None = None,
+    class_seed: int | None = None,
+    classes: Sequence[int] | None = None,
+    exclude_classes: Sequence[int] | None = None,
+    train_size: int | None = None,
+    label_noise: float = 0.0,
+    noise_over: str = "other",
+    scale: bool = True,
+    standardize: str = "none",
+    flatten: bool = False,
+    dtype: str = "float32",
+    batch_size: int | str | None = "auto",
+    drop_last: bool = False,
+    seed: int = 0,
+    data_dir: str | os.PathLike | None = None,
+    manual_dir: str | os.PathLike | None = None,
+    **sizes: int | float | str,
+) -> Dataset:
+    """Loads a data set.
+
+    Options apply in the order in which they are listed. Each draws from a random stream
+    of its own, so that the seed chooses the same examples with label noise as without.
+
+    Args:
+        name: One of `NAMES`. `"digits"` is inside scikit-learn and works everywhere.
+            `"mnist"`, `"fashion_mnist"`, `"cifar10"`, `"cifar100"` and
+            `"tiny_imagenet"` are read through TensorFlow Datasets and, where they are
+            not prepared, downloaded by it; Tiny-ImageNet's validation set is the test
+            set. The others are synthetic: see `keras_fa.datasets.synthetic`.
+        num_classes: Keep this many classes, drawn at random.
+        class_seed: Draws them; by default `seed`. Give it to repeat a run with other
+            seeds on the same classes.
+        classes: Keep these class ids instead.
+        exclude_classes: Class ids never to draw: those a run was tuned on, say.
+        train_size: Keep a random subset of this many training examples.
+        label_noise: Share of the training labels to draw again. Test labels stay clean.
+        noise_over: `"other"` draws them from the wrong classes, `"all"` from all.
+        scale: Bring pixels to [0, 1]. Synthetic inputs have no such unit and stay.
+        standardize: Subtract the mean and divide by the standard deviation of the
+            training subset: one for all inputs (`"scalar"`), one for each channel, the
+            last axis (`"channel"`), or one for each entry (`"feature"`). What is
+            constant is only centred. `"none"` does nothing.
+        flatten: Make each input a vector.
+        dtype: `"float32"` or `"float64"`, of inputs and regression targets.
+        batch_size: Examples a batch; None or `"full"` for the whole training set, and
+            the whole test set, as one batch; `"auto"` for 128, or all there are where
+            they are fewer.
+        drop_last: Leave an incomplete last training batch out.
+        seed: Non-negative integer behind all random choices. What is the test set
+            never depends on it, except in synthetic problems.
+        data_dir: The TensorFlow Datasets folder to read, and to prepare sets in. By
+            default `TFDS_DATA_DIR` and then `~/tensorflow_datasets` are looked
+            through, and what is in neither is prepared in the first of them that can be
+            written. So a `TFDS_DATA_DIR` may be read-only.
+        manual_dir: Folder with archives fetched by hand, such as
+            `tiny-imagenet-200.zip`. By default `downloads/manual` in any of these.
+        **sizes: The sizes of a synthetic problem, such as `n`, `n_test` and `d_in`.
+
+    Returns:
+        The data set. Regression sets have `num_classes` None and float targets of shape
+        `(n, d_out)`; so have the binary sets, whose labels are -1 and +1.
+
+    Raises:
+        ValueError: For a name or value that is not to be had, or an option without
+            meaning for this set.
+        TypeError: For an option that does not exist.
+        DatasetNotFound: If the set is not on this machine and cannot be downloaded.
+    """
+    _check(name, sizes, dtype, seed, class_seed)
+    if name in synthetic.PROBLEMS:
+        problem_seed = transforms.stream(seed, "problem")
+        raw = synthetic.PROBLEMS[name](problem_seed, **sizes)
+    elif name == "digits":
+        raw = sources.read_digits()
+    else:
+        raw = sources.read_tfds(name, data_dir, manual_dir)
+
+    is_classification = raw.class_names is not None
+    chosen = None
+    if is_classification:
+        draw_seed = seed if class_seed is None else class_seed
+        chosen = transforms.choose_classes(
+            len(raw.class_names), num_classes, classes, exclude_classes, draw_seed
+        )
+        if len(chosen) < len(raw.class_names):
+            raw = raw.with_classes(chosen)
+    elif label_noise or any(
+        option is not None
+        for option in (num_classes, class_seed, classes, exclude_classes)
+    ):
+        raise ValueError(
+            f"{name!r} has real-valued targets, not classes: num_classes, class_seed, "
+            "classes, exclude_classes and label_noise have no meaning for it."
+        )
+    if train_size is not None:
+        raw = raw.with_train_size(train_size, seed)
+
+    labels, noisy = raw.y_train, None
+    if is_classification:
+        labels, noisy = transforms.with_label_noise(
+            labels, len(chosen), label_noise, noise_over, seed
+        )
+    if raw.fixed_geometry and standardize != "none":
+        raise ValueError(
+            f"standardize={standardize!r} would undo what defines {name!r}, the inner "
+            'products of its inputs; leave it "none".'
+        )
+    divisor = raw.divisor if scale else 1.0
+    mean, std = transforms.moments(raw.x_train, standardize, divisor)
+    x_train, x_test = raw.x_train, raw.x_test
+    if flatten:
+        if mean.ndim:
+            mean, std = (np.broadcast_to(m, x_train.shape[1:]) for m in (mean, std))
+            mean, std = mean.reshape(-1), std.reshape(-1)
+        x_train = x_train.reshape(len(x_train), -1)
+        x_test = x_test.reshape(len(x_test), -1)
+    if is_classification:
+        y_train, y_test = labels, raw.y_test
+    else:
+        y_train, y_test = labels.astype(dtype), raw.y_test.astype(dtype)
+    return Dataset(
+        name=name,
+        input_shape=x_train.shape[1:],
+        target_shape=y_train.shape[1:],
+        num_classes=len(chosen) if is_classification else None,
+        class_names=raw.class_names,
+        classes=tuple(chosen.tolist()) if is_classification else None,
+        num_train=len(x_train),
+        num_test=len(x_test),
+        mean=mean,
+        std=std,
+        batch_size=_batch_size(batch_size, len(x_train)),
+        drop_last=drop_last,
+        seed=seed,
+        noisy=noisy,
+        clean_labels=raw.y_train if is_classification else None,
+        _splits={"train": (x_train, y_train), "test": (x_test, y_test)},
+        _divisor=divisor,
+        _dtype=dtype,
+        _order_key=int(transforms.stream(seed, "order").generate_state(1)[0]),
+    )
+
+
+def _check(
+    name: str, sizes: dict, dtype: str, seed: int, class_seed: int | None
+) -> None:
+    """Refuses what is wrong on its face, before anything is read."""
+    if name not in NAMES:
+        close = difflib.get_close_matches(str(name), NAMES, n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        raise ValueError(
+            f"Unknown data set {name!r}.{hint} Known are {', '.join(NAMES)}."
+        )
+    options = [p.name for p in inspect.signature(load).parameters.values()]
+    options = [option for option in options if option not in ("name", "sizes")]
+    known = []
+    if name in synthetic.PROBLEMS:
+        known = list(inspect.signature(synthetic.PROBLEMS[name]).parameters)[1:]
+    for option, value in sizes.items():
+        if option not in known:
+            close = difflib.get_close_matches(option, [*options, *known], n=1)
+            hint = f" Did you mean {close[0]!r}?" if close else ""
+            raise TypeError(
+                f"load({name!r}) has no option {option!r}.{hint} Its sizes are "
+                f"{', '.join(known) or '(none)'}; the options of all sets are "
+                f"{', '.join(options)}."
+            )
+        if option in ("n", "n_test", "d_in", "d_out", "width") and not (
+            isinstance(value, numbers.Integral) and value > 0
+        ):
+            raise ValueError(f"{option} must be a positive integer; got {value!r}.")
+    if dtype not in ("float32", "float64"):
+        raise ValueError(f"dtype must be 'float32' or 'float64'; got {dtype!r}.")
+    for option, value in (("seed", seed), ("class_seed", class_seed)):
+        if value is not None and not (
+            isinstance(value, numbers.Integral) and value >= 0
+        ):
+            raise ValueError(f"{option} must be an integer from 0; got {value!r}.")
+
+
+def _batch_size(batch_size: int | str | None, num_train: int) -> int:
+    if batch_size is None or batch_size == "full":
+        return num_train
+    if batch_size == "auto":
+        return min(_AUTO_BATCH_SIZE, num_train)
+    if not isinstance(batch_size, numbers.Integral) or batch_size < 1:
+        raise ValueError(
+            "batch_size must be a positive integer, None, 'full' or 'auto'; got "
+            f"{batch_size!r}."
+        )
+    if batch_size > num_train:
+        raise ValueError(
+            f"batch_size={batch_size:,} is more than the {num_train:,} training "
+            "examples; for full-batch training say None."
+        )
+    return batch_size

@@ -1,0 +1,199 @@
+"""A loaded data set and its tf.data pipelines, resumable and deterministic."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from dataclasses import dataclass, field
+
+import numpy as np
+import tensorflow as tf
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """A data set as `load` returns it.
+
+    Inputs come scaled, standardised and in the chosen dtype. Classification labels are
+    int64 ids of shape `(batch,)`; regression targets floats of shape `(batch, d_out)`.
+
+    The order of epoch k of the training set is a function of the seed and k alone. If
+    one batch is the whole set, it is never shuffled and is made once.
+
+    Attributes:
+        name: The name it was loaded by.
+        input_shape: Shape of one input, without the batch axis.
+        target_shape: Shape of one target: `()` for class ids, else `(d_out,)`.
+        num_classes: Number of classes, or None for a regression set.
+        class_names: Their names, or None.
+        classes: Their ids in the set that they were chosen from, increasing, or None.
+        num_train: Number of training examples.
+        num_test: Number of test examples.
+        mean: What is subtracted from the (scaled) inputs; broadcasts against one.
+        std: What they are then divided by.
+        batch_size: Examples a batch.
+        drop_last: Whether an incomplete last training batch is left out.
+        seed: The seed that all random choices were made by.
+        noisy: Mask of the training examples whose label was drawn again, `(n,)`, or
+            None for a regression set.
+        clean_labels: The training labels before label noise, `(n,)`, or None.
+    """
+
+    name: str
+    input_shape: tuple[int, ...]
+    target_shape: tuple[int, ...]
+    num_classes: int | None
+    class_names: tuple[str, ...] | None = field(repr=False)
+    classes: tuple[int, ...] | None = field(repr=False)
+    num_train: int
+    num_test: int
+    mean: np.ndarray = field(repr=False)
+    std: np.ndarray = field(repr=False)
+    batch_size: int
+    drop_last: bool
+    seed: int
+    noisy: np.ndarray | None = field(repr=False)
+    clean_labels: np.ndarray | None = field(repr=False)
+    _splits: dict[str, tuple[np.ndarray, np.ndarray]] = field(repr=False)
+    _divisor: float = field(repr=False)
+    _dtype: str = field(repr=False)
+    _order_key: int = field(repr=False)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Training batches an epoch."""
+        full, rest = divmod(self.num_train, self.batch_size)
+        return full if self.drop_last or not rest else full + 1
+
+    @functools.cached_property
+    def train(self) -> tf.data.Dataset:
+        """One epoch of training batches `(x, y)`, for `fit(data.train, ...)`.
+
+        Each pass over it, as `fit` makes one an epoch, is shuffled anew: the k-th pass
+        in the life of this object, from 0, has the order of epoch k. A strategy looks
+        at one batch before it trains, and that counts as a pass.
+        """
+        if self._is_full_batch:
+            return self._finish(self._whole("train"), 1)
+        passes = itertools.count()
+        epochs = tf.data.Dataset.from_generator(
+            lambda: iter([next(passes)]),
+            output_signature=tf.TensorSpec((), tf.int64),
+        )
+        return self._finish(self._batches(epochs), self.steps_per_epoch)
+
+    def train_from(self, epoch: int = 0) -> tf.data.Dataset:
+        """The endless stream of training batches from the start of an epoch on.
+
+        For `fit(data.train_from(k), initial_epoch=k,
+        steps_per_epoch=data.steps_per_epoch, epochs=...)`. It goes on exactly as a
+        stream started earlier does, so that an interrupted run can be resumed.
+
+        Args:
+            epoch: The epoch to start at, from 0.
+
+        Returns:
+            Endless batches `(x, y)`. Every `steps_per_epoch` of them hold each
+            training example once (with `drop_last`, at most once).
+
+        Raises:
+            ValueError: If `epoch` is negative.
+        """
+        if epoch < 0:
+            raise ValueError(f"epoch counts from 0; got {epoch}.")
+        if self._is_full_batch:
+            stream = self._whole("train").repeat()
+        else:
+            stream = self._batches(tf.data.Dataset.range(epoch, np.iinfo(np.int64).max))
+        return self._finish(stream, tf.data.INFINITE_CARDINALITY)
+
+    @functools.cached_property
+    def test(self) -> tf.data.Dataset:
+        """The test set in its order, in batches `(x, y)` of at most `batch_size`.
+
+        If training is full-batch, then so is this.
+        """
+        if self._is_full_batch or self.num_test <= self.batch_size:
+            return self._finish(self._whole("test"), 1)
+        steps = -(-self.num_test // self.batch_size)
+        indices = tf.data.Dataset.range(self.num_test).batch(self.batch_size)
+        return self._finish(self._gather("test", indices), steps)
+
+    def arrays(self, split: str) -> tuple[np.ndarray, np.ndarray]:
+        """All of a split, as the pipelines give it.
+
+        Args:
+            split: `"train"` (in the order of `noisy` and `clean_labels`) or `"test"`.
+
+        Returns:
+            Inputs `(n, *input_shape)` and labels `(n,)` or targets `(n, d_out)`.
+
+        Raises:
+            ValueError: If `split` is neither.
+        """
+        if split not in self._splits:
+            raise ValueError(f"split must be 'train' or 'test'; got {split!r}.")
+        x, y = self._splits[split]
+        x = x.astype(self._dtype)
+        shift, gain = self._affine
+        x -= shift
+        x *= gain
+        return x, y.copy()
+
+    @property
+    def _is_full_batch(self) -> bool:
+        return self.batch_size == self.num_train
+
+    @property
+    def _affine(self) -> tuple[np.ndarray, np.ndarray]:
+        """Shift and gain that take stored inputs to the ones handed out."""
+        shift = np.asarray(self.mean * self._divisor, self._dtype)
+        return shift, np.asarray(1.0 / (self.std * self._divisor), self._dtype)
+
+    def _whole(self, split: str) -> tf.data.Dataset:
+        # On the CPU, where tf.data runs; from a GPU it would be copied at each step.
+        with tf.device("CPU:0"):
+            return tf.data.Dataset.from_tensors(self.arrays(split))
+
+    def _batches(self, epochs: tf.data.Dataset) -> tf.data.Dataset:
+        """Batches of the training set, for each epoch number in turn."""
+
+        def indices(epoch: tf.Tensor) -> tf.data.Dataset:
+            order = tf.random.experimental.stateless_shuffle(
+                tf.range(self.num_train, dtype=tf.int64),
+                seed=tf.stack([tf.constant(self._order_key, tf.int64), epoch]),
+                alg="philox",
+            )
+            return tf.data.Dataset.from_tensor_slices(order).batch(
+                self.batch_size,
+                # Also where nothing is left over: the batch size is then static.
+                drop_remainder=self.steps_per_epoch * self.batch_size <= self.num_train,
+            )
+
+        return self._gather("train", epochs.flat_map(indices))
+
+    def _gather(self, split: str, indices: tf.data.Dataset) -> tf.data.Dataset:
+        """Whole batches by their indices: only these are batched one by one."""
+        inputs, targets = self._splits[split]
+        with tf.device("CPU:0"):
+            inputs, targets = tf.constant(inputs), tf.constant(targets)
+            shift, gain = (tf.constant(a) for a in self._affine)
+
+        def batch(index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            x = tf.cast(tf.gather(inputs, index), self._dtype)
+            return (x - shift) * gain, tf.gather(targets, index)
+
+        return indices.map(
+            batch, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
+        ).prefetch(2)
+
+    def _finish(self, batches: tf.data.Dataset, steps: int) -> tf.data.Dataset:
+        options = tf.data.Options()
+        # Several workers each make every batch and keep their share: there are no files
+        # to divide, and all workers agree on the order.
+        options.experimental_distribute.auto_shard_policy = (
+            tf.data.experimental.AutoShardPolicy.DATA
+        )
+        return batches.apply(
+            tf.data.experimental.assert_cardinality(steps)
+        ).with_options(options)

@@ -1,0 +1,581 @@
+"""The alignment instruments against NumPy, and that looking changes nothing."""
+
+import math
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers, ops
+
+from keras_fa import models, rules
+from keras_fa.analysis import alignment
+from keras_fa.layers import FeedbackConv2D, FeedbackDense, feedback_layers
+
+CROSSENTROPY = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+
+def batch(shape, classes=3, seed=0):
+    rng = np.random.default_rng(seed)
+    return (
+        rng.normal(size=shape).astype("float32"),
+        rng.integers(0, classes, shape[0]),
+    )
+
+
+def residual(rule="fa", dropout=0.3):
+    """A net with a nested block, BatchNorm, a skip, dropout and an activation=."""
+    inputs = keras.Input((8, 8, 2))
+    block_in = keras.Input((8, 8, 4))
+    x = FeedbackConv2D(4, 3, padding="same", rule=rule, name="conv_2")(block_in)
+    x = layers.BatchNormalization(name="bn_2")(x)
+    block = keras.Model(block_in, layers.Add()([x, block_in]), name="block")
+    x = FeedbackConv2D(4, 3, padding="same", rule=rule, name="conv_1")(inputs)
+    x = layers.ReLU()(layers.BatchNormalization(name="bn_1")(x))
+    x = layers.MaxPooling2D(2)(layers.ReLU()(block(x)))
+    x = layers.Dropout(dropout)(layers.Flatten()(x))
+    x = FeedbackDense(6, activation="relu", rule=rule, name="hidden")(x)
+    return keras.Model(inputs, FeedbackDense(3, rule=rule, name="output")(x))
+
+
+class Subclassed(keras.Model):
+    """The one kind of model that cannot be cloned."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.first = FeedbackDense(6, activation="tanh", name="first")
+        self.second = FeedbackDense(3, name="second")
+
+    def call(self, inputs):
+        return self.second(self.first(inputs))
+
+
+def cosine(a, b):
+    return np.vdot(a, b) / np.linalg.norm(a) / np.linalg.norm(b)
+
+
+def numpy_feedback(layer):
+    """B by the definition of the layer's rule."""
+    kernel = layer.kernel.numpy().astype("float64")
+    if isinstance(layer.rule, rules.Backprop):
+        return kernel
+    if isinstance(layer.rule, rules.SignFeedbackAlignment):
+        fans = math.prod(kernel.shape[:-2]) * sum(kernel.shape[-2:])
+        scale = np.asarray(math.sqrt(2 / fans), layer.kernel.dtype).astype("float64")
+        return np.where(kernel > 0, 1, -1) * scale
+    return layer.feedback.numpy().astype("float64")
+
+
+# TensorFlow keeps the slope of leaky_relu in float32 even in a float64 model.
+SLOPE = float(np.float32(0.01))
+
+
+def numpy_mlp(model, x, y, slope=SLOPE):
+    """Both backward passes of a leaky-ReLU MLP with loss 1/n sum |f - y|^2, by hand.
+
+    Returns:
+        For (backprop, feedback): the {layer: (dW, db)}, and the {layer: dL/da}.
+    """
+    dense = feedback_layers(model)
+    kernels = [np.asarray(layer.kernel.numpy(), "float64") for layer in dense]
+    biases = [np.asarray(layer.bias.numpy(), "float64") for layer in dense]
+    activations, pre = [x], []
+    for i, (kernel, bias) in enumerate(zip(kernels, biases, strict=True)):
+        pre.append(activations[-1] @ kernel + bias)
+        last = i == len(dense) - 1
+        activations.append(
+            pre[-1] if last else np.where(pre[-1] > 0, pre[-1], slope * pre[-1])
+        )
+    results = []
+    for backward in (
+        kernels,
+        [numpy_feedback(d) for d in dense],
+    ):
+        delta = 2 * (activations[-1] - y) / y.size
+        gradients, errors = {}, {}
+        for i in reversed(range(len(dense))):
+            gradients[dense[i].name] = activations[i].T @ delta, delta.sum(axis=0)
+            if i > 0:
+                error = delta @ backward[i].T
+                errors[dense[i - 1].name] = error
+                delta = error * np.where(pre[i - 1] > 0, 1, slope)
+        results.append((gradients, errors))
+    return results
+
+
+def float64_mlp(rule, outputs=2):
+    model = models.mlp(
+        (5,), (7, 6), outputs, rule, bias_initializer="random_normal", dtype="float64"
+    )
+    rng = np.random.default_rng(3)
+    return model, rng.normal(size=(9, 5)), rng.normal(size=(9, outputs))
+
+
+def flat(gradients, names):
+    return np.concatenate([part.ravel() for name in names for part in gradients[name]])
+
+
+# Weights.
+
+
+@pytest.mark.parametrize("rule", rules.NAMES)
+def test_weight_alignment_is_the_cosine_of_kernel_and_backward_kernel(rule):
+    model = models.lenet((18, 18, 2), 3, rule=rule)
+    for layer in feedback_layers(model):
+        layer.kernel.assign_add(0.1 * np.random.normal(size=layer.kernel.shape))
+    terms = alignment.alignment_terms(model)
+    cosines = alignment.weight_alignment(model)
+    assert list(terms) == list(cosines) == ["C1", "C2", "C3", "F1", "F2"]
+    for layer in feedback_layers(model):
+        w = layer.kernel.numpy().astype("float64")
+        b = numpy_feedback(layer)
+        measured = terms[layer.name]
+        np.testing.assert_allclose(measured.inner_product, (w * b).sum(), rtol=1e-12)
+        np.testing.assert_allclose(measured.true_norm**2, (w**2).sum(), rtol=1e-12)
+        np.testing.assert_allclose(measured.feedback_norm**2, (b**2).sum(), rtol=1e-12)
+        np.testing.assert_allclose(cosines[layer.name], cosine(w, b), rtol=1e-12)
+        if rule == "backprop":
+            assert cosines[layer.name] == pytest.approx(1, abs=1e-15)
+
+
+def test_there_is_no_angle_to_zero():
+    model = models.mlp((4,), 3, 2, kernel_initializer="zeros")
+    assert all(math.isnan(c) for c in alignment.weight_alignment(model).values())
+
+
+def test_models_without_feedback_layers_and_names_used_twice_are_refused():
+    with pytest.raises(ValueError, match="no feedback layers"):
+        alignment.weight_alignment(keras.Sequential([keras.Input((2,))]))
+    twins = [models.mlp((3,), 3, 3, name=name) for name in ("a", "b")]
+    model = keras.Sequential([keras.Input((3,)), *twins])
+    with pytest.raises(ValueError, match=r"more than one layer called \['dense_1"):
+        alignment.weight_alignment(model)
+
+
+def test_sign_feedback_is_never_under_its_bound_in_training():
+    x, y = batch((32, 18, 18, 2))
+    model = models.lenet((18, 18, 2), 3, rule="sign_fa")
+    # One weight far above the others brings the first layer near the bound.
+    kernel = model.get_layer("C1").kernel
+    spike = np.full(kernel.shape, 1e-6)
+    spike[0, 0, 0, 0] = 1
+    kernel.assign(spike)
+    bounds = alignment.weight_alignment_bounds(model)
+    assert bounds["C2"] == 1 / math.sqrt(3 * 3 * 32 * 64)
+    assert alignment.weight_alignment(model)["C1"] < 1.01 * bounds["C1"]
+    model.compile(keras.optimizers.SGD(0.2, momentum=0.9), CROSSENTROPY)
+    for _ in range(8):
+        model.train_on_batch(x, y)
+        cosines = alignment.weight_alignment(model)
+        assert all(cosines[name] >= bounds[name] for name in bounds)
+
+
+def test_bounds_of_the_other_rules():
+    assert set(
+        alignment.weight_alignment_bounds(models.mlp((3,), 4, 2, "backprop")).values()
+    ) == {1.0}
+    assert alignment.weight_alignment_bounds(models.mlp((3,), 4, 2, "fa")) == {
+        "dense_1": None,
+        "dense_2": None,
+    }
+
+
+def scalar_output_net(*middle, scale=0.1, **hidden):
+    ones = {"kernel_initializer": "ones", "use_bias": False}
+    start = keras.initializers.RandomNormal(stddev=scale, seed=1)
+    return keras.Sequential(
+        [
+            keras.Input((3,)),
+            FeedbackDense(16, kernel_initializer=start, **hidden),
+            *middle,
+            FeedbackDense(1, name="output", **ones),
+        ]
+    )
+
+
+@pytest.mark.parametrize(
+    ("model", "bound"),
+    [
+        (lambda: scalar_output_net(layers.LeakyReLU(0.1)), 1 / 4),
+        (lambda: scalar_output_net(layers.ReLU(), layers.Dropout(0.1)), 1 / 4),
+        (lambda: scalar_output_net(layers.Activation("relu")), 1 / 4),
+        (lambda: scalar_output_net(activation="relu"), 1 / 4),
+        # Incoming norms too large, by the kernel or by the bias.
+        (lambda: scalar_output_net(layers.ReLU(), scale=3.0), None),
+        (lambda: scalar_output_net(layers.ReLU(), bias_initializer="ones"), 1 / 4),
+        (
+            lambda: scalar_output_net(
+                layers.ReLU(), bias_initializer=keras.initializers.Constant(1.5)
+            ),
+            None,
+        ),
+        # Not positively homogeneous.
+        (lambda: scalar_output_net(layers.ReLU(max_value=6)), None),
+        (lambda: scalar_output_net(layers.ReLU(threshold=0.5)), None),
+        (lambda: scalar_output_net(activation="tanh"), None),
+        (lambda: scalar_output_net(layers.Activation("tanh")), None),
+        (lambda: scalar_output_net(layers.BatchNormalization()), None),
+    ],
+)
+def test_the_bound_of_a_scalar_output_layer_needs_the_conditions_of_the_lemma(
+    model, bound
+):
+    assert alignment.weight_alignment_bounds(model())["output"] == bound
+
+
+# Gradients.
+
+
+@pytest.mark.parametrize(
+    ("model", "shape"),
+    [
+        (lambda: models.mlp((6,), (8, 8), 3, "backprop"), (16, 6)),
+        (lambda: models.lenet((18, 18, 2), 3, "backprop"), (8, 18, 18, 2)),
+        (lambda: residual("backprop"), (16, 8, 8, 2)),
+    ],
+)
+def test_under_backpropagation_both_gradients_are_one(model, shape):
+    model = model()
+    result = alignment.gradient_alignment(model, *batch(shape), CROSSENTROPY)
+    for terms in (result.whole, *result.layers.values()):
+        # A bias before BatchNorm has a gradient of rounding errors only.
+        if terms.true_norm > 1e-6:
+            assert terms.cosine == pytest.approx(1, abs=1e-6)
+            assert terms.true_norm == pytest.approx(terms.feedback_norm, rel=1e-6)
+
+
+@pytest.mark.parametrize("run_eagerly", [False, True])
+@pytest.mark.parametrize("rule", ["fa", "sign_fa", "ada_fa"])
+def test_gradient_alignment_equals_two_backward_passes_by_hand(rule, run_eagerly):
+    model, x, y = float64_mlp(rule)
+    for layer in feedback_layers(model):
+        layer.kernel.assign_add(0.4 * np.random.normal(size=layer.kernel.shape))
+    result = alignment.GradientAlignment(model, "mse", run_eagerly)(x, y)
+    (true, _), (feedback, _) = numpy_mlp(model, x, y)
+    # Rounding of float64: the worst seen is 4e-15.
+    for terms, names in [
+        (result.whole, list(true)),
+        *((result.layers[name], [name]) for name in true),
+    ]:
+        a, b = flat(true, names), flat(feedback, names)
+        np.testing.assert_allclose(terms.inner_product, a @ b, rtol=1e-11)
+        np.testing.assert_allclose(terms.true_norm, np.linalg.norm(a), rtol=1e-12)
+        np.testing.assert_allclose(terms.feedback_norm, np.linalg.norm(b), rtol=1e-12)
+        np.testing.assert_allclose(terms.cosine, cosine(a, b), rtol=1e-11)
+    np.testing.assert_allclose(result.loss, ((model(x) - y) ** 2).numpy().mean())
+    assert result.cosine == result.whole.cosine < 0.99
+    assert result.gradient_norm == result.whole.true_norm
+    assert result.feedback_norm == result.whole.feedback_norm
+    assert result.inner_product == result.whole.inner_product
+
+
+def test_gradients_are_those_of_a_cloned_model_with_a_skip_and_a_nested_block():
+    model = residual(dropout=0.0)
+    x, y = batch((16, 8, 8, 2))
+    result = alignment.gradient_alignment(model, x, y, CROSSENTROPY)
+    gradients = []
+    for net in (models.with_rule(model, "backprop"), models.with_rule(model, "fa")):
+        for old, new in zip(feedback_layers(model), feedback_layers(net), strict=True):
+            if new.feedback is not None:
+                new.feedback.assign(old.feedback)
+        with tf.GradientTape() as tape:
+            loss = CROSSENTROPY(y, net(x, training=True))
+        gradients.append(
+            tape.gradient(loss, [v.value for v in net.trainable_variables])
+        )
+    squares = np.zeros(3)
+    for name, terms in result.layers.items():
+        pairs = [
+            np.concatenate(
+                [
+                    gradient.numpy().ravel().astype("float64")
+                    for gradient, v in zip(side, model.trainable_variables, strict=True)
+                    if f"/{name}/" in f"/{v.path}"
+                ]
+            )
+            for side in gradients
+        ]
+        expected = np.array(
+            [pairs[0] @ pairs[1], pairs[0] @ pairs[0], pairs[1] @ pairs[1]]
+        )
+        squares += expected
+        np.testing.assert_allclose(
+            [terms.inner_product, terms.true_norm**2, terms.feedback_norm**2],
+            expected,
+            rtol=1e-4,
+            atol=1e-9,
+        )
+    assert set(result.layers) == {
+        "conv_1",
+        "conv_2",
+        "bn_1",
+        "bn_2",
+        "hidden",
+        "output",
+    }
+    whole = result.whole
+    np.testing.assert_allclose(
+        [whole.inner_product, whole.true_norm**2, whole.feedback_norm**2],
+        squares,
+        rtol=1e-5,
+    )
+    assert result.cosine < 0.99
+
+
+def test_both_passes_see_the_same_dropout_masks_and_batch_statistics():
+    model = residual()
+    result = alignment.gradient_alignment(model, *batch((16, 8, 8, 2)), CROSSENTROPY)
+    # No feedback reaches the output layer: another mask alone could make them differ.
+    output = result.layers["output"]
+    assert output.cosine == pytest.approx(1, abs=1e-12)
+    assert output.true_norm == pytest.approx(output.feedback_norm, rel=1e-12)
+    assert abs(result.layers["conv_1"].cosine) < 0.99
+
+
+def test_layers_add_up_to_the_whole():
+    model = residual()
+    result = alignment.gradient_alignment(model, *batch((16, 8, 8, 2)), CROSSENTROPY)
+    layers_ = result.layers.values()
+    assert sum(t.inner_product for t in layers_) == pytest.approx(result.inner_product)
+    assert sum(t.true_norm**2 for t in layers_) == pytest.approx(
+        result.gradient_norm**2
+    )
+    assert sum(t.feedback_norm**2 for t in layers_) == pytest.approx(
+        result.feedback_norm**2
+    )
+
+
+def test_penalties_are_part_of_both_gradients():
+    keras.config.set_dtype_policy("float64")
+
+    def net(**penalties):
+        return keras.Sequential(
+            [
+                keras.Input((4,)),
+                FeedbackDense(5, "tanh", name="a", **penalties),
+                FeedbackDense(2, name="b"),
+            ]
+        )
+
+    plain, penalised = net(), net(kernel_regularizer=keras.regularizers.L2(0.3))
+    for layer, other in zip(plain.layers, penalised.layers, strict=True):
+        other.set_weights(layer.get_weights())
+    x, y = np.random.normal(size=(6, 4)), np.random.normal(size=(6, 2))
+    loss = keras.losses.MeanSquaredError(dtype="float64")
+    without, with_penalty = (
+        alignment.gradient_alignment(model, x, y, loss) for model in (plain, penalised)
+    )
+    kernel = plain.get_layer("a").kernel.numpy()
+    assert with_penalty.loss == pytest.approx(without.loss + 0.3 * (kernel**2).sum())
+    assert with_penalty.layers["b"] == without.layers["b"]
+    with tf.GradientTape() as tape:
+        value = tf.reduce_mean((plain(x) - y) ** 2)
+    feedback = tape.gradient(value, [v.value for v in plain.get_layer("a").weights[:2]])
+    expected = feedback[0].numpy() + 0.6 * kernel, feedback[1].numpy()
+    assert with_penalty.layers["a"].feedback_norm ** 2 == pytest.approx(
+        sum((part**2).sum() for part in expected)
+    )
+
+
+def test_the_loss_is_the_compiled_models_or_the_one_given():
+    model = models.mlp((6,), 8, 3)
+    x, y = batch((10, 6))
+    with pytest.raises(ValueError, match="not compiled"):
+        alignment.gradient_alignment(model, x, y)
+    with pytest.raises(ValueError, match="bogus"):
+        alignment.gradient_alignment(model, x, y, "bogus")
+    model.compile("sgd", CROSSENTROPY)
+    compiled = alignment.gradient_alignment(model, x, y)
+    assert compiled == alignment.gradient_alignment(model, x, y, CROSSENTROPY)
+    assert compiled.loss == pytest.approx(model.evaluate(x, y, verbose=0), rel=1e-6)
+    doubled = alignment.gradient_alignment(
+        model, x, y, lambda y, p: 2 * CROSSENTROPY(y, p)
+    )
+    assert doubled.gradient_norm == pytest.approx(2 * compiled.gradient_norm, rel=1e-5)
+
+
+def test_models_of_two_outputs_and_subclassed_models():
+    inputs = keras.Input((4,))
+    shared = FeedbackDense(5, "tanh", name="shared")(inputs)
+    heads = {name: FeedbackDense(2, name=name)(shared) for name in ("a", "b")}
+    model = keras.Model(inputs, heads)
+    model.compile("sgd", {"a": "mse", "b": "mse"}, metrics={"a": ["mae"]})
+    x, y = np.random.normal(size=(2, 6, 4)).astype("float32"), np.zeros((6, 2))
+    y = {"a": y, "b": y}
+    before = [v.numpy() for v in model.variables]
+    result = alignment.gradient_alignment(model, x[0], y)
+    assert all(
+        np.array_equal(a, v.numpy())
+        for a, v in zip(before, model.variables, strict=True)
+    )
+    assert result.loss == pytest.approx(model.evaluate(x[0], y, verbose=0)[0], rel=1e-6)
+    assert result.layers["a"].cosine == pytest.approx(1)
+    assert set(alignment.error_alignment(model, x[0], y)) == {"shared"}
+
+    model = Subclassed()
+    model(x[0])
+    assert (
+        alignment.gradient_alignment(model, x[0], y["a"][:, :1], "mse").cosine < 0.999
+    )
+    assert set(alignment.error_alignment(model, x[0], y["a"][:, :1], "mse")) == {
+        "first"
+    }
+
+
+def state(model):
+    return [v.numpy() for v in (*model.variables, *model.optimizer.variables)]
+
+
+def test_looking_changes_nothing():
+    x, y = batch((16, 8, 8, 2))
+    runs = []
+    for look in (False, True):
+        keras.utils.set_random_seed(5)
+        model = residual()
+        model.compile(
+            keras.optimizers.SGD(0.1, momentum=0.9), CROSSENTROPY, metrics=["acc"]
+        )
+        owned = [dict(vars(layer)) for layer in model._flatten_layers()]
+        own_rules = [layer.rule for layer in feedback_layers(model)]
+        instrument = alignment.GradientAlignment(model)
+        for _ in range(3):
+            if look:
+                before = state(model)
+                instrument(x, y)
+                instrument.errors(x, y)
+                instrument.loss_decrease(x, y, 0.1)
+                for old, new in zip(before, state(model), strict=True):
+                    np.testing.assert_array_equal(old, new)
+            model.train_on_batch(x, y)
+        assert [layer.rule for layer in feedback_layers(model)] == own_rules
+        for layer, attributes in zip(model._flatten_layers(), owned, strict=True):
+            assert ("call" in vars(layer)) == ("call" in attributes)
+        runs.append(state(model))
+    for without, with_looks in zip(*runs, strict=True):
+        np.testing.assert_array_equal(without, with_looks)
+
+
+def test_a_failing_pass_leaves_rules_and_layers_as_they_were():
+    model = models.mlp((4,), 3, 2)
+    instrument = alignment.GradientAlignment(model, "mse")
+    wrong = np.ones((2, 5), "float32")
+    own = [layer.rule for layer in feedback_layers(model)]
+    for method in (instrument, instrument.errors):
+        with pytest.raises(ValueError, match="incompatible"):
+            method(wrong, np.ones((2, 2), "float32"))
+
+    def fails_under_backpropagation(y, outputs):
+        if isinstance(feedback_layers(model)[0].rule, rules.Backprop):
+            raise RuntimeError("here")
+        return outputs
+
+    instrument = alignment.GradientAlignment(model, fails_under_backpropagation)
+    for method in (instrument, instrument.errors):
+        with pytest.raises(RuntimeError, match="here"):
+            method(np.ones((2, 4), "float32"), np.ones((2, 2), "float32"))
+    assert [layer.rule for layer in feedback_layers(model)] == own
+    assert not any("call" in vars(layer) for layer in model.layers)
+
+
+def test_an_instrument_follows_the_weights_and_takes_any_batch_size():
+    model = models.mlp((6,), 8, 3)
+    instrument = alignment.GradientAlignment(model, CROSSENTROPY)
+    x, y = batch((12, 6))
+    first = instrument(x, y)
+    feedback_layers(model)[-1].kernel.assign(feedback_layers(model)[-1].feedback)
+    assert instrument(x, y).cosine == pytest.approx(1, abs=1e-6)
+    assert first.cosine < 0.99
+    fewer = x[:5], y[:5]
+    assert instrument(*fewer).inner_product == pytest.approx(
+        alignment.gradient_alignment(model, *fewer, CROSSENTROPY).inner_product,
+        rel=1e-5,
+    )
+
+
+def test_frozen_layers_are_left_out():
+    model = models.mlp((6,), (8, 7), 3)
+    model.get_layer("dense_1").trainable = False
+    x, y = batch((12, 6))
+    instrument = alignment.GradientAlignment(model, CROSSENTROPY)
+    assert set(instrument(x, y).layers) == {"dense_2", "dense_3"}
+    # An error still arrives at its output.
+    errors = instrument.errors(x, y)
+    assert set(errors) == {"dense_1", "dense_2"}
+    assert all(terms.feedback_norm > 0 for terms in errors.values())
+
+
+def test_the_predicted_decrease_is_the_measured_one_as_the_step_shrinks():
+    model, x, y = float64_mlp("fa")
+    instrument = alignment.GradientAlignment(model, "mse")
+    slope = instrument(x, y).inner_product
+    deviations = []
+    for step in (1e-3, 1e-4, 1e-5):
+        predicted, measured = instrument.loss_decrease(x, y, step)
+        assert predicted == pytest.approx(step * slope, rel=1e-12)
+        deviations.append(abs(measured / predicted - 1))
+    assert 0 < deviations[0] < 0.1
+    np.testing.assert_allclose(deviations[0], 10 * deviations[1], rtol=0.05)
+    np.testing.assert_allclose(deviations[1], 10 * deviations[2], rtol=0.05)
+
+
+# Error signals.
+
+
+@pytest.mark.parametrize("own_activation", [False, True])
+def test_error_alignment_equals_two_backward_passes_by_hand(own_activation):
+    model, x, y = float64_mlp("fa")
+    (_, true), (_, feedback) = numpy_mlp(model, x, y)
+    if own_activation:
+        dense = feedback_layers(model)
+        fused = keras.Sequential([keras.Input((5,), dtype="float64")])
+        for layer in dense:
+            config = layer.get_config()
+            if layer is not dense[-1]:
+                config["activation"] = lambda h: ops.leaky_relu(h, 0.01)
+            fused.add(FeedbackDense(**config))
+        fused.set_weights(model.get_weights())
+        model = fused
+    instrument = alignment.GradientAlignment(model, "mse")
+    for per_example in (False, True):
+        measured = instrument.errors(x, y, per_example)
+        assert set(measured) == {"dense_1", "dense_2"}
+        for name, terms in measured.items():
+            a, b = true[name], feedback[name]
+            if not per_example:
+                a, b = a.sum(axis=0), b.sum(axis=0)
+            np.testing.assert_allclose(terms.inner_product, np.vdot(a, b), rtol=1e-11)
+            np.testing.assert_allclose(terms.true_norm, np.linalg.norm(a), rtol=1e-12)
+            np.testing.assert_allclose(
+                terms.feedback_norm, np.linalg.norm(b), rtol=1e-12
+            )
+            np.testing.assert_allclose(terms.cosine, cosine(a, b), rtol=1e-11)
+
+
+def test_with_one_output_error_alignment_is_that_of_the_output_weights():
+    model = models.mlp((6,), 8, 1, activation="relu")
+    x, _ = batch((12, 6))
+    y = np.linspace(-1, 1, 12, dtype="float32")[:, None]
+    expected = alignment.weight_alignment(model)["dense_2"]
+    for per_example in (False, True):
+        errors = alignment.error_alignment(model, x, y, "mse", per_example)
+        assert errors["dense_1"].cosine == pytest.approx(expected, abs=1e-6)
+
+
+def test_error_alignment_through_skips_and_nested_models():
+    model = residual()
+    x, y = batch((16, 8, 8, 2))
+    errors = alignment.error_alignment(model, x, y, CROSSENTROPY)
+    assert set(errors) == {"conv_1", "conv_2", "hidden"}
+    assert all(-1 < terms.cosine < 0.99 for terms in errors.values())
+    backprop = models.with_rule(model, "backprop")
+    errors = alignment.error_alignment(backprop, x, y, CROSSENTROPY)
+    assert all(terms.cosine == pytest.approx(1, abs=1e-6) for terms in errors.values())
+
+
+def test_a_softmax_layer_after_the_output_layer_is_output_too():
+    model = models.mlp((6,), 8, 3)
+    model.add(layers.Softmax())
+    errors = alignment.error_alignment(
+        model, *batch((12, 6)), "sparse_categorical_crossentropy"
+    )
+    assert set(errors) == {"dense_1"}

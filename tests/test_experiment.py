@@ -1,0 +1,321 @@
+"""Runs end to end: what they leave, that they resume bit for bit, what they refuse."""
+
+import json
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from keras_fa import experiment, results, rules
+from keras_fa.checkpoints import CheckpointError, Checkpoints
+from keras_fa.config import default_config
+
+ROOT = pathlib.Path(__file__).parents[1]
+TRAIN = [sys.executable, "trainers/train.py", "--config=configs/digits.py"]
+
+
+def digits(**changes):
+    config = default_config()
+    config.dataset.train_size = 300
+    config.model.hidden_units = (16,)
+    config.batch_size = 64
+    config.epochs = 3
+    config.optimizer.learning_rate = 0.02
+    config.update(changes)
+    return config
+
+
+def lines(path):
+    """The log of a run but for its clock."""
+    kept = results.read_metrics(path)
+    for line in kept:
+        del line["seconds"]
+    return kept
+
+
+def weights(path):
+    """Every tensor of a run's newest checkpoint."""
+    checkpoints = pathlib.Path(path).glob("checkpoints/epoch-*.index")
+    newest = max(checkpoints, key=lambda index: int(index.stem.split("-")[1]))
+    reader = tf.train.load_checkpoint(str(newest.with_suffix("")))
+    names = reader.get_variable_to_shape_map()
+    return {
+        name: reader.get_tensor(name)
+        for name in names
+        if name.startswith(("model", "optimizer"))
+    }
+
+
+def equal(left, right):
+    return left.keys() == right.keys() and all(
+        np.array_equal(left[name], right[name]) for name in left
+    )
+
+
+def command(*arguments):
+    return subprocess.run(
+        [*TRAIN, *map(str, arguments)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_a_run_leaves_its_folder(tmp_path):
+    summary = experiment.run(digits(), tmp_path / "run")
+    assert summary == results.read_summary(tmp_path / "run")
+    assert summary["status"] == "finished"
+    assert summary["epochs"] == 3
+    assert summary["parameters"] == 64 * 16 + 16 + 16 * 10 + 10
+    log = results.read_metrics(tmp_path / "run")
+    assert [line["epoch"] for line in log] == [0, 1, 2, 3]
+    assert summary["final"] == log[-1]
+    assert log[-1]["loss"] < log[1]["loss"]
+    for key in ("accuracy", "val_loss", "val_accuracy", "learning_rate"):
+        assert key in log[-1]
+    for key in ("alignment/dense_2", "conservation/dense_1", "drift/dense_1"):
+        assert key in log[-1]
+    assert log[0]["drift/dense_1"] == 0 < log[-1]["drift/dense_1"]
+
+
+def test_same_seed_same_numbers_other_seed_other_numbers(tmp_path):
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        experiment.run(digits(seed=seed), tmp_path / name)
+    assert lines(tmp_path / "a") == lines(tmp_path / "b")
+    assert equal(weights(tmp_path / "a"), weights(tmp_path / "b"))
+    assert lines(tmp_path / "a") != lines(tmp_path / "c")
+
+
+def test_rules_share_data_and_initial_weights(tmp_path):
+    networks = {}
+    for rule in rules.NAMES:
+        config = digits(rule=rule)
+        dataset = experiment.load(config)
+        networks[rule] = experiment.build(config, dataset)
+        batch = next(iter(dataset.train_from(0)))[0].numpy()
+        networks[rule].first_batch = batch
+    reference = networks["backprop"]
+    for network in networks.values():
+        np.testing.assert_array_equal(network.first_batch, reference.first_batch)
+        for own, other in zip(
+            network.trainable_variables, reference.trainable_variables, strict=True
+        ):
+            np.testing.assert_array_equal(own, other)
+
+
+@pytest.mark.parametrize(
+    ("rule", "stop"), [("fa", signal.SIGKILL), ("sign_fa", signal.SIGINT)]
+)
+def test_stopped_and_resumed_equals_undisturbed(tmp_path, rule, stop):
+    arguments = [f"--config.rule={rule}", "--config.epochs=60", "--nofigures"]
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    process = subprocess.Popen(
+        [*TRAIN, *arguments, f"--workdir={killed}"],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 100
+    while len(results.read_metrics(killed)) < 10 and time.monotonic() < deadline:
+        assert process.poll() is None, "the run ended before it could be stopped"
+        time.sleep(0.02)
+    process.send_signal(stop)
+    assert process.wait() == (130 if stop == signal.SIGINT else -stop)
+    reached = len(results.read_metrics(killed))
+    assert 10 <= reached < 60, "the kill came outside the run"
+    assert results.read_summary(killed) is None
+
+    again = command(*arguments, f"--workdir={killed}")
+    assert again.returncode == 0, again.stderr
+    undisturbed = command(*arguments, f"--workdir={whole}")
+    assert undisturbed.returncode == 0, undisturbed.stderr
+    assert results.read_summary(killed)["status"] == "finished"
+    assert lines(killed) == lines(whole)
+    assert equal(weights(killed), weights(whole))
+
+
+class _Network:
+    """Dropout, BatchNorm and Adam: everything whose state a resume must carry."""
+
+    def __init__(self):
+        keras.utils.set_random_seed(3)
+        self.x = np.random.default_rng(0).normal(size=(32, 6)).astype("float32")
+        self.y = np.random.default_rng(1).normal(size=(32, 2)).astype("float32")
+        self.model = keras.Sequential(
+            [
+                keras.Input((6,)),
+                keras.layers.Dense(8),
+                keras.layers.BatchNormalization(),
+                keras.layers.Dropout(0.5),
+                keras.layers.Dense(2),
+            ]
+        )
+        self.model.compile("adam", "mse")
+        self.model.optimizer.build(self.model.trainable_variables)
+
+    def fit(self, epochs):
+        self.model.fit(
+            self.x, self.y, batch_size=8, epochs=epochs, shuffle=False, verbose=0
+        )
+
+
+def test_checkpoints_carry_dropout_batchnorm_and_adam(tmp_path):
+    whole, first, second = _Network(), _Network(), _Network()
+    whole.fit(5)
+    first.fit(2)
+    Checkpoints(tmp_path, first.model).save(2)
+    assert Checkpoints(tmp_path, second.model).restore() == 2
+    second.fit(3)
+    for own, other in zip(whole.model.variables, second.model.variables, strict=True):
+        np.testing.assert_array_equal(own, other)
+
+
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, caplog):
+    network = _Network()
+    checkpoints = Checkpoints(tmp_path, network.model)
+    checkpoints.save(1)
+    network.fit(1)
+    checkpoints.save(2)
+    kept = network.model.get_weights()
+    network.fit(1)
+    checkpoints.save(3)
+    assert len(list(tmp_path.iterdir())) == 4
+    data = next(tmp_path.glob("epoch-3.data*"))
+    content = bytearray(data.read_bytes())
+    content[len(content) // 2] ^= 1
+    data.write_bytes(content)
+    (tmp_path / "unfinished.data-00000-of-00001").write_text("torn")
+
+    fresh = _Network()
+    assert Checkpoints(tmp_path, fresh.model).restore() == 2
+    assert "epoch-3 cannot be read" in caplog.text
+    for own, other in zip(fresh.model.get_weights(), kept, strict=True):
+        np.testing.assert_array_equal(own, other)
+
+    next(tmp_path.glob("epoch-2.index")).write_bytes(b"")
+    with pytest.raises(CheckpointError, match="epoch-3, epoch-2"):
+        Checkpoints(tmp_path, _Network().model).restore()
+
+
+def test_a_full_disk_names_the_remedy_and_keeps_the_older_checkpoint(tmp_path):
+    import resource
+
+    network = _Network()
+    checkpoints = Checkpoints(tmp_path, network.model)
+    checkpoints.save(1)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500, hard))
+    try:
+        with pytest.raises(OSError, match="is the disk full"):
+            checkpoints.save(2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, handler)
+    assert Checkpoints(tmp_path, _Network().model).restore() == 1
+
+
+def test_a_finished_run_is_not_run_again_and_another_config_refused(tmp_path):
+    first = experiment.run(digits(), tmp_path)
+    before = (tmp_path / "metrics.jsonl").stat().st_mtime_ns
+    assert experiment.run(digits(), tmp_path) == first
+    assert (tmp_path / "metrics.jsonl").stat().st_mtime_ns == before
+    with pytest.raises(results.RunFolderError, match=r"optimizer\.learning_rate: 0\.02"):
+        experiment.run(digits(optimizer={"learning_rate": 0.03}), tmp_path)
+
+
+def test_divergence_is_recorded(tmp_path):
+    config = digits(optimizer={"learning_rate": 1e30}, epochs=20)
+    summary = experiment.run(config, tmp_path)
+    assert summary["status"] == "diverged"
+    assert summary["epochs"] < 20
+    assert summary["final"]["loss"] is None
+    assert experiment.run(config, tmp_path) == summary
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"rule": "feedback"}, "Known rules: backprop, fa"),
+        ({"optimizer": {"name": "sdg"}}, "Known: adam, sgd"),
+        ({"dataset": {"name": "digit"}}, "Did you mean 'digits'"),
+        ({"model": {"name": "vgg"}}, "Known: lenet, mlp, resnet18"),
+        ({"model": {"hidden_units": (16,), "depth": 3}}, "depth"),
+        ({"loss": "cross_entrpy"}, "cross_entrpy"),
+        ({"log_every": 2}, "must divide"),
+    ],
+)
+def test_bad_configurations_are_refused_before_anything_is_written(
+    tmp_path, changes, match
+):
+    config = digits()
+    with config.unlocked():
+        config.update(changes)
+    with pytest.raises(ValueError, match=match):
+        experiment.run(config, tmp_path / "run")
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_schedule_and_full_batch(tmp_path):
+    config = digits(
+        batch_size=None,
+        epochs=8,
+        log_every=2,
+        checkpoint_every=4,
+        schedule={"boundaries": (2, 6), "factors": (0.1, 0.01)},
+    )
+    experiment.run(config, tmp_path)
+    rates = {e["epoch"]: e.get("learning_rate") for e in results.read_metrics(tmp_path)}
+    # Logged after the period: the rate of the step that comes next.
+    expected = {0: None, 2: 0.002, 4: 0.002, 6: 0.0002, 8: 0.0002}
+    assert rates.keys() == expected.keys()
+    for epoch, rate in expected.items():
+        assert rates[epoch] == (None if rate is None else pytest.approx(rate))
+
+
+def test_mirrored_run_equals_the_single_device(tmp_path, mirrored, monkeypatch):
+    monkeypatch.setattr(experiment.distribution, "get_strategy", lambda _: mirrored)
+    experiment.run(digits(batch_size=50), tmp_path / "two", strategy="mirrored")
+    monkeypatch.undo()
+    experiment.run(digits(batch_size=50), tmp_path / "one")
+    for two, one in zip(lines(tmp_path / "two"), lines(tmp_path / "one"), strict=True):
+        assert two.keys() == one.keys()
+        for key in one:
+            assert two[key] == pytest.approx(one[key], rel=1e-5, abs=1e-5), key
+
+
+def test_the_command_line(tmp_path):
+    done = command(
+        "--rules=fa,sign_fa", "--config.epochs=2", f"--workdir={tmp_path / 'run'}"
+    )
+    assert done.returncode == 0, done.stderr
+    assert "sign_fa" in done.stdout
+    assert "test 9" in done.stdout or "test 8" in done.stdout
+    for name in ("potentials", "alignment", "accuracy"):
+        assert (tmp_path / "run" / "figures" / f"{name}.png").stat().st_size > 5000
+    assert json.loads((tmp_path / "run/fa/config.json").read_text())["rule"] == "fa"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config.rule=fe", "--workdir=x"], 'Did you mean "fa"'),
+        (["--config.optimizer.learning_rat=1", "--workdir=x"], "learning_rate"),
+        (["--rules=fa,nonsense", "--workdir=x"], "nonsense"),
+        ([], "--workdir"),
+    ],
+)
+def test_mistakes_on_the_command_line_get_a_message(tmp_path, arguments, message):
+    arguments = [a.replace("=x", f"={tmp_path / 'x'}") for a in arguments]
+    failed = command(*arguments)
+    assert failed.returncode != 0
+    assert message in failed.stdout + failed.stderr
+    assert "Traceback" not in failed.stderr
+    assert not list(tmp_path.glob("x/**/config.json"))

@@ -1,0 +1,316 @@
+"""The custom gradient: against NumPy oracles, against stock Keras, and its cost.
+
+Every dense and convolution layer under every rule equals the float64 oracle; under
+"backprop" it is the stock layer bit for bit; and a compiled feedback step holds exactly
+as many matrix products as a compiled backpropagation step.
+"""
+
+import itertools
+import re
+
+import helpers
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from helpers import LAYERS, RULES, Convolution, assert_close
+from keras import ops
+from tensorflow.python.eager import context
+
+from keras_fa import gradients, layers, models
+
+rules_and = pytest.mark.parametrize("rule", RULES)
+
+
+def _differentiate(function, x, variables, error):
+    """y = function(x) and the gradients of <y, error> for x and the variables."""
+    x = tf.convert_to_tensor(x)
+    sources = [x, *(v.value for v in variables)]
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        y = function(x)
+        loss = tf.reduce_sum(y * error(y.shape))
+    return [value.numpy() for value in (y, *tape.gradient(loss, sources))]
+
+
+def _layer_against_oracle(layer, rule, x, forward, backward, channels_first=False):
+    """Runs a float64 layer whose weights have moved since the start.
+
+    `forward(x, kernel, bias)` and `backward(error, x, B)` are the oracle's, channels
+    last.
+    """
+    random = np.random.default_rng(2)
+    to_layer = (lambda a: np.moveaxis(a, -1, 1)) if channels_first else np.asarray
+    to_oracle = (lambda a: np.moveaxis(a, 1, -1)) if channels_first else np.asarray
+    layer.build(to_layer(x).shape)
+    start = layer.kernel.numpy()
+    for variable in layer.trainable_variables:
+        variable.assign_add(random.normal(size=variable.shape) * 0.1)
+
+    upstream = []
+
+    def error(shape):
+        upstream.append(random.normal(size=shape))
+        return upstream[-1]
+
+    y, dx, *d_weights = _differentiate(
+        layer, to_layer(x), layer.trainable_variables, error
+    )
+    stored = None if layer.feedback is None else layer.feedback.numpy()
+    kernel = layer.kernel.numpy()
+    feedback = RULES[rule](kernel, start, stored)
+    assert (relative := helpers.relative_error(feedback, kernel)) == 0 or relative > 0.1
+    bias = layer.bias.numpy() if layer.use_bias else 0.0
+    expected_dx, *expected = backward(to_oracle(upstream[0]), x, feedback)
+    assert_close(to_oracle(y), forward(x, kernel, bias))
+    assert_close(to_oracle(dx), expected_dx)
+    assert len(d_weights) == 1 + layer.use_bias
+    for actual, wanted in zip(d_weights, expected, strict=False):
+        assert_close(actual, wanted)
+    np.testing.assert_array_equal(layer.backward_kernel(), feedback)
+
+
+def test_linear_is_the_fan_out_of_its_formula():
+    random = np.random.default_rng(0)
+    x, error = random.normal(size=(4, 3)), random.normal(size=(4, 2))
+    kernel, feedback = random.normal(size=(2, 3, 2))
+    inputs, w, b = (tf.constant(a) for a in (x, kernel, feedback))
+    with tf.GradientTape() as tape:
+        tape.watch([inputs, w, b])
+        y = gradients.linear(ops.matmul, inputs, w, b)
+    dx, dw, db = tape.gradient(y, [inputs, w, b], output_gradients=tf.constant(error))
+    assert_close(y, x @ kernel)
+    assert_close(dx, error @ feedback.T)
+    assert_close(dw, x.T @ error)
+    # Nothing to B: the tape reports the absence of a path.
+    assert db is None
+
+
+def test_linear_with_the_kernel_itself_is_the_bare_operation():
+    calls = []
+    kernel = tf.ones((3, 2))
+
+    def op(inputs, kernel):
+        calls.append(kernel)
+        return ops.matmul(inputs, kernel)
+
+    gradients.linear(op, tf.ones((4, 3)), kernel, kernel)
+    assert len(calls) == 1 and calls[0] is kernel
+
+
+@rules_and
+@pytest.mark.parametrize("use_bias", [True, False])
+@pytest.mark.parametrize("shape", [(4, 3), (2, 4, 3), (2, 3, 4, 3)])
+def test_dense_equals_oracle(shape, use_bias, rule):
+    layer = layers.FeedbackDense(5, rule=rule, use_bias=use_bias, dtype="float64")
+    x = np.random.default_rng(1).normal(size=shape)
+    _layer_against_oracle(layer, rule, x, helpers.dense, helpers.dense_gradients)
+
+
+# Per rank: the layer, an input's spatial shape and kernel size with odd and even
+# numbers, and the steps, unequal along the axes. No spatial size equals the number of
+# filters: keras.ops.add would then add a channels_first bias along the wrong axis.
+_RANKS = {
+    1: (layers.FeedbackConv1D, (8,), (3,), (2,), (2,)),
+    2: (layers.FeedbackConv2D, (6, 7), (3, 2), (2, 3), (1, 2)),
+    3: (layers.FeedbackConv3D, (5, 4, 6), (2, 3, 2), (2, 1, 3), (2, 1, 2)),
+}
+_STEPS = ("plain", "strided", "dilated")
+_PLAIN = [
+    (rank, padding, step, 1, bias, "channels_last")
+    for rank in _RANKS
+    for padding, step, bias in itertools.product(
+        ("valid", "same", "causal") if rank == 1 else ("valid", "same"),
+        _STEPS,
+        (True, False),
+    )
+]
+# Keras compiles these on the CPU, 0.1 s to 0.3 s an operation, so not the full product.
+_COMPILED = [
+    (1, "valid", "plain", 2, True, "channels_last"),
+    (1, "causal", "strided", 2, False, "channels_last"),
+    (2, "same", "strided", 2, True, "channels_last"),
+    (2, "valid", "dilated", 4, False, "channels_last"),
+    (3, "same", "strided", 2, True, "channels_last"),
+    (1, "causal", "plain", 2, True, "channels_first"),
+    (2, "same", "strided", 2, True, "channels_first"),
+    (3, "valid", "plain", 1, True, "channels_first"),
+]
+# TensorFlow has no ungrouped channels_first convolution of rank 1 and 2 on the CPU.
+_NEEDS_GPU = [
+    (1, "causal", "plain", 1, True, "channels_first"),
+    (2, "same", "strided", 1, True, "channels_first"),
+]
+
+
+@rules_and
+@pytest.mark.parametrize(
+    ("rank", "padding", "step", "groups", "use_bias", "data_format"),
+    _PLAIN + _COMPILED + _NEEDS_GPU,
+)
+def test_convolution_equals_oracle(
+    rank, padding, step, groups, use_bias, data_format, rule
+):
+    layer_class, shape, size, strides, dilation = _RANKS[rank]
+    ones = (1,) * rank
+    oracle = Convolution(
+        strides if step == "strided" else ones,
+        dilation if step == "dilated" else ones,
+        padding,
+        groups,
+    )
+    layer = layer_class(
+        12,
+        size,
+        strides=oracle.strides,
+        dilation_rate=oracle.dilation,
+        padding=padding,
+        groups=groups,
+        use_bias=use_bias,
+        data_format=data_format,
+        rule=rule,
+        dtype="float64",
+    )
+    x = np.random.default_rng(1).normal(size=(2, *shape, 4))
+    channels_first = data_format == "channels_first"
+    try:
+        _layer_against_oracle(
+            layer, rule, x, oracle.forward, oracle.gradients, channels_first
+        )
+    except tf.errors.UnimplementedError as error:
+        assert channels_first and "only supports the NHWC tensor format" in str(error)
+        pytest.skip("TensorFlow has no channels_first Conv2D on this device")
+
+
+@rules_and
+@pytest.mark.parametrize("compiled", ["graph", "jit"])
+@pytest.mark.parametrize("case", LAYERS)
+def test_compiled_gradients_equal_eager(case, compiled, rule):
+    layer = LAYERS[case].make(rule, dtype="float64")
+    x = tf.constant(LAYERS[case].inputs("float64"))
+    layer.build(x.shape)
+    layer.kernel.assign(layer.kernel * 1.5)
+
+    def run():
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = layer(x)
+            loss = tf.reduce_sum(tf.square(y))
+        return (y, *tape.gradient(loss, [x, layer.kernel.value, layer.bias.value]))
+
+    eager = run()
+    for actual, expected in zip(
+        tf.function(run, jit_compile=compiled == "jit")(), eager, strict=True
+    ):
+        assert_close(actual, expected)
+
+
+def _ten_steps(layer, x, mode):
+    """y and the gradients before, and all weights after, ten steps of SGD."""
+    optimizer = keras.optimizers.SGD(0.05, momentum=0.9)
+    optimizer.build(layer.trainable_variables)
+
+    def step():
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = layer(x)
+            loss = tf.reduce_mean(tf.square(y - 1.0))
+        dx, *d_weights = tape.gradient(
+            loss, [x, *(v.value for v in layer.trainable_variables)]
+        )
+        optimizer.apply(d_weights, layer.trainable_variables)
+        return [y, dx, *d_weights]
+
+    if mode != "eager":
+        step = tf.function(step, jit_compile=mode == "jit")
+    first = step()
+    for _ in range(9):
+        step()
+    return [np.asarray(v) for v in (*first, *layer.trainable_variables)]
+
+
+@pytest.mark.parametrize("mode", ["eager", "graph", "jit"])
+@pytest.mark.parametrize("case", LAYERS)
+def test_backprop_is_stock_keras_bit_for_bit(case, mode):
+    x = tf.constant(LAYERS[case].inputs())
+    layer = LAYERS[case].make("backprop", activation="relu")
+    stock = LAYERS[case].make_stock(activation="relu")
+    layer.build(x.shape)
+    stock.build(x.shape)
+    stock.set_weights(layer.get_weights())
+    start = layer.kernel.numpy()
+    assert len(layer.weights) == len(stock.weights)
+    for actual, expected in zip(
+        _ten_steps(layer, x, mode), _ten_steps(stock, x, mode), strict=True
+    ):
+        assert np.array_equal(actual, expected)
+    assert not np.array_equal(layer.kernel, start)
+
+
+@pytest.mark.parametrize("arguments", [{"groups": 2}, {"padding": "causal"}])
+def test_backprop_is_stock_keras_for_grouped_and_causal(arguments):
+    case = LAYERS["conv1d"]
+    x = tf.constant(case.inputs())
+    layer, stock = case.make("backprop", **arguments), case.make_stock(**arguments)
+    layer.build(x.shape)
+    stock.build(x.shape)
+    stock.set_weights(layer.get_weights())
+    for actual, expected in zip(
+        _ten_steps(layer, x, "graph"), _ten_steps(stock, x, "graph"), strict=True
+    ):
+        assert np.array_equal(actual, expected)
+
+
+# Forward, kernel gradient and, but for the first layer, input gradient: 3L - 1.
+_NETWORKS = {
+    "mlp": (lambda rule: models.mlp((6,), (7, 5), 3, rule=rule), 8),
+    "lenet": (lambda rule: models.lenet((18, 18, 3), 3, rule=rule), 14),
+}
+
+
+def _training_gradients(network, rule, **kwargs):
+    """A compiled function that returns all weight gradients, and arguments for it."""
+    model = _NETWORKS[network][0](rule)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+    def step(x, y):
+        with tf.GradientTape() as tape:
+            value = loss(y, model(x, training=True))
+        return tape.gradient(value, [v.value for v in model.trainable_variables])
+
+    x = tf.random.normal((4, *model.input_shape[1:]))
+    return tf.function(step, **kwargs), (x, tf.constant([0, 1, 2, 0]))
+
+
+def _products(graphs):
+    """Matrix products and convolutions in the nodes of some graphs."""
+    return sum(
+        bool(re.fullmatch(r"_?(Fused)?(MatMul|Conv2D)(Backprop\w+)?", node.op))
+        for graph in graphs
+        for node in graph.node
+    )
+
+
+@rules_and
+@pytest.mark.parametrize("network", _NETWORKS)
+def test_compiled_step_has_backprops_number_of_products(network, rule):
+    step, arguments = _training_gradients(network, rule)
+    context.enable_run_metadata()
+    try:
+        step(*arguments)
+        graphs = context.export_run_metadata().function_graphs
+    finally:
+        context.disable_run_metadata()
+    number = _NETWORKS[network][1]
+    traced = _products(graph.pre_optimization_graph for graph in graphs)
+    executed = _products(p for graph in graphs for p in graph.partition_graphs)
+    # The second forward product is in the trace, and not in what runs.
+    assert traced > number or rule == "backprop"
+    assert executed == number
+
+
+@rules_and
+def test_xla_step_has_backprops_number_of_products(rule):
+    step, arguments = _training_gradients("mlp", rule, jit_compile=True)
+    hlo = step.experimental_get_compiler_ir(*arguments)(stage="optimized_hlo")
+    assert len(re.findall(r" dot\(", hlo)) == _NETWORKS["mlp"][1]

@@ -1,0 +1,519 @@
+"""The feedback layers as Keras layers: rules x layers x properties.
+
+One test a property, each over every rule and, where it matters, every layer of the
+tables in `helpers`; a new rule or layer is a new row there. Gradients are in
+test_gradients.py, channels_first among them; the rules themselves in test_rules.py.
+"""
+
+import helpers
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from helpers import LAYERS, RULES, assert_close
+from keras import ops
+
+from keras_fa import rules
+from keras_fa.layers import FeedbackConv2D, FeedbackDense, feedback_layers
+
+every_rule = pytest.mark.parametrize("rule", RULES)
+every_layer = pytest.mark.parametrize("case", LAYERS)
+
+# Keras hands its variables to np.array as NumPy 2 no longer likes; any stock model that
+# is saved gives the warning.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"
+)
+
+# Steps run without a graph where compilation is not the subject: it costs a second a
+# model, and test_gradients.py shows that compiled and eager gradients agree.
+EAGER = {"run_eagerly": True}
+
+
+def _network(case, rule, dtype="float32", **kwargs):
+    """The layer between an input and a small head of the same rule."""
+    return keras.Sequential(
+        [
+            keras.Input(LAYERS[case].input_shape),
+            LAYERS[case].make(rule, dtype=dtype, **kwargs),
+            keras.layers.LeakyReLU(dtype=dtype),
+            keras.layers.Flatten(dtype=dtype),
+            FeedbackDense(3, rule=rule, dtype=dtype),
+        ]
+    )
+
+
+def _conv_network(rule, dtype="float32"):
+    return keras.Sequential(
+        [
+            keras.Input((5, 6, 2)),
+            FeedbackConv2D(4, 3, rule=rule, dtype=dtype),
+            keras.layers.LeakyReLU(dtype=dtype),
+            keras.layers.Flatten(dtype=dtype),
+            FeedbackDense(3, rule=rule, dtype=dtype),
+        ]
+    )
+
+
+def _targets(n):
+    return np.random.default_rng(1).normal(size=(n, 3)).astype("float32")
+
+
+def _compile(model, **kwargs):
+    optimizer = keras.optimizers.Adam(0.01)
+    model.compile(optimizer, "mse", **{"jit_compile": False, **kwargs})
+    return model
+
+
+def _train(model, case, steps=3):
+    x = LAYERS[case].inputs()
+    for _ in range(steps):
+        model.train_on_batch(x, _targets(len(x)))
+    return model
+
+
+def _assert_same_variables(actual, expected):
+    assert len(actual) == len(expected) > 0
+    for a, e in zip(actual, expected, strict=True):
+        assert a.dtype == e.dtype
+        np.testing.assert_array_equal(a, e, err_msg=e.path)
+
+
+def _input_gradient(layer, x):
+    x = tf.convert_to_tensor(x)
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        y = layer(x)
+    return tape.gradient(y, x)
+
+
+# --- What is a weight, what is trained ---
+
+
+@every_rule
+@every_layer
+def test_feedback_is_stored_and_not_trained(case, rule):
+    layer = LAYERS[case].make(rule)
+    layer.build((None, *LAYERS[case].input_shape))
+    assert [v.name for v in layer.trainable_weights] == ["kernel", "bias"]
+    stored = rule in ("fa", "ada_fa")
+    assert [v.name for v in layer.non_trainable_weights] == ["feedback"] * stored
+    assert (layer.feedback is not None) == stored
+    assert layer.backward_kernel().shape == layer.kernel.shape
+    assert layer.count_params() == (2 if stored else 1) * layer.kernel.shape.num_elements() + 4
+
+
+@every_rule
+@every_layer
+def test_training_changes_the_weights_and_not_the_feedback(case, rule):
+    model = _compile(_network(case, rule), **EAGER)
+    layer = model.layers[0]
+    kernel = layer.kernel.numpy()
+    stored = None if layer.feedback is None else layer.feedback.numpy()
+    _train(model, case)
+    assert not np.array_equal(layer.kernel, kernel)
+    if stored is not None:
+        np.testing.assert_array_equal(layer.feedback, stored)
+
+
+@every_rule
+@every_layer
+def test_forward_is_stock_keras(case, rule):
+    layer, stock = LAYERS[case].make(rule), LAYERS[case].make_stock()
+    x = LAYERS[case].inputs()
+    layer.build(x.shape)
+    stock.build(x.shape)
+    stock.set_weights([layer.kernel, layer.bias])
+    np.testing.assert_array_equal(layer(x), stock(x))
+    assert layer.compute_output_shape(x.shape) == stock.compute_output_shape(x.shape)
+
+
+# --- Dtypes ---
+
+
+@every_rule
+@every_layer
+@pytest.mark.parametrize(
+    ("policy", "variable", "compute", "tolerance"),
+    [
+        # Measured against float64, the worst over the table: 2e-7, 8e-3, 1e-3.
+        ("float32", "float32", "float32", 1e-6),
+        ("float64", "float64", "float64", 1e-12),
+        ("mixed_bfloat16", "float32", "bfloat16", 2e-2),
+        ("mixed_float16", "float32", "float16", 3e-3),
+    ],
+)
+def test_dtype_policy(case, rule, policy, variable, compute, tolerance):
+    x = LAYERS[case].inputs("float64")
+    layer = LAYERS[case].make(rule, dtype=policy)
+    exact = LAYERS[case].make(rule, dtype="float64")
+    layer.build(x.shape)
+    exact.build(x.shape)
+    for to, source in zip(exact.variables, layer.variables, strict=True):
+        assert source.dtype == variable
+        to.assign(source)
+    actual = _input_gradient(layer, tf.cast(x, compute))
+    assert actual.dtype == compute
+    assert layer(x).dtype == compute
+    assert_close(tf.cast(actual, "float64"), _input_gradient(exact, x), tolerance)
+
+
+@every_rule
+@pytest.mark.parametrize(
+    "policy", ["float32", "float64", "mixed_bfloat16", "mixed_float16"]
+)
+def test_fit_under_a_dtype_policy(policy, rule):
+    keras.config.set_dtype_policy(policy)
+    model = _compile(_conv_network(rule, dtype=None), **EAGER)
+    scaled = isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
+    assert scaled == (policy == "mixed_float16")
+    x = LAYERS["conv2d"].inputs(batch=16)
+    start = [layer.kernel.numpy() for layer in feedback_layers(model)]
+    history = model.fit(x, _targets(16), epochs=8, batch_size=8, verbose=0)
+    losses = history.history["loss"]
+    assert np.isfinite(losses).all() and losses[-1] < losses[0]
+    for layer, before in zip(feedback_layers(model), start, strict=True):
+        moved = np.abs(layer.kernel.numpy() - before).max()
+        # Adam's steps are of the order of its rate, 0.01, if the loss scale is undone.
+        assert 0.01 < moved < 0.3
+
+
+# --- Compilation and data format ---
+
+
+@every_rule
+def test_fit_is_the_same_eager_in_graphs_and_under_xla(rule):
+    """Weights after three steps of a convolution and a dense layer."""
+    results = []
+    for mode in (EAGER, {"jit_compile": False}, {"jit_compile": True}):
+        keras.utils.set_random_seed(1)
+        model = _compile(_conv_network(rule), **mode)
+        results.append([np.copy(w) for w in _train(model, "conv2d").get_weights()])
+    for other in results[1:]:
+        for actual, expected in zip(other, results[0], strict=True):
+            if np.any(expected):
+                # Measured: 2e-6 after three steps of Adam in float32.
+                assert_close(actual, expected, 1e-5)
+
+
+def test_data_format_follows_the_keras_setting():
+    keras.config.set_image_data_format("channels_first")
+    layer = FeedbackConv2D(4, 3)
+    layer.build((None, 2, 8, 9))
+    assert layer.data_format == "channels_first"
+    assert layer.feedback.shape == layer.kernel.shape == (3, 3, 2, 4)
+
+
+# --- Building: wherever Keras decides to build ---
+
+
+class Outer(keras.layers.Layer):
+    """A layer that leaves the building of the one inside to Keras."""
+
+    def __init__(self, rule, **kwargs):
+        super().__init__(**kwargs)
+        self.inner = FeedbackDense(4, rule=rule)
+
+    def call(self, inputs):
+        return self.inner(inputs)
+
+
+class Subclassed(keras.Model):
+    def __init__(self, rule):
+        super().__init__()
+        self.inner = FeedbackDense(4, rule=rule)
+        self.head = FeedbackDense(3, rule=rule)
+
+    def call(self, inputs):
+        return self.head(self.inner(inputs))
+
+
+def _fit_unbuilt(model):
+    model.compile(keras.optimizers.SGD(0.0), "mse", jit_compile=False)
+    x = LAYERS["dense"].inputs()
+    model.fit(x, _targets(len(x)), verbose=0)
+    return feedback_layers(model)[0]
+
+
+def _in_a_trace(rule):
+    layer = FeedbackDense(4, rule=rule)
+    tf.function(lambda x: layer(x))(LAYERS["dense"].inputs())
+    return layer
+
+
+_BUILDS = {
+    "sequential": lambda rule: _fit_unbuilt(
+        keras.Sequential([FeedbackDense(4, rule=rule), FeedbackDense(3, rule=rule)])
+    ),
+    "subclassed": lambda rule: _fit_unbuilt(Subclassed(rule)),
+    "nested": lambda rule: feedback_layers(
+        keras.Sequential([keras.Input((5,)), Outer(rule)])
+    )[0],
+    "tf.function": _in_a_trace,
+}
+
+
+@every_rule
+@pytest.mark.parametrize("build", _BUILDS)
+def test_feedback_when_keras_builds_the_layer_late(build, rule):
+    layer = _BUILDS[build](rule)
+    kernel = layer.kernel.numpy()
+    stored = None if layer.feedback is None else layer.feedback.numpy()
+    expected = RULES[rule](kernel, kernel, stored)
+    np.testing.assert_array_equal(layer.backward_kernel(), expected)
+    if rule == "fa":
+        # A Glorot draw of 20 numbers that is not the kernel.
+        assert not np.array_equal(stored, kernel)
+        assert len(np.unique(stored)) == 20
+
+
+# --- Configs, files, clones ---
+
+
+@every_rule
+@every_layer
+def test_config_round_trip(case, rule):
+    layer = LAYERS[case].make(rule, activation="relu", use_bias=False, name="it")
+    config = layer.get_config()
+    again = type(layer).from_config(config)
+    assert again.get_config() == config
+    assert type(again.rule) is type(layer.rule)
+    restored = keras.layers.deserialize(keras.layers.serialize(layer))
+    assert type(restored) is type(layer) and restored.get_config() == config
+
+
+@every_layer
+def test_config_holds_the_arguments_of_the_rule(case):
+    layer = LAYERS[case].make(rules.FeedbackAlignment("he_normal", seed=3))
+    again = type(layer).from_config(layer.get_config())
+    assert isinstance(again.rule.initializer, keras.initializers.HeNormal)
+    assert again.rule.seed == 3
+    scaled = LAYERS[case].make(rules.SignFeedbackAlignment(0.7))
+    assert type(scaled).from_config(scaled.get_config()).rule.scale == 0.7
+
+
+@every_rule
+@every_layer
+def test_saved_model_trains_on_bit_for_bit(case, rule, tmp_path):
+    model = _train(_compile(_network(case, rule), **EAGER), case)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert [type(layer.rule) for layer in feedback_layers(loaded)] == [
+        type(layer.rule) for layer in feedback_layers(model)
+    ]
+    _assert_same_variables(loaded.variables, model.variables)
+    _assert_same_variables(loaded.optimizer.variables, model.optimizer.variables)
+    loaded.run_eagerly = True
+    before = model.layers[0].kernel.numpy()
+    _train(model, case)
+    _train(loaded, case)
+    _assert_same_variables(loaded.variables, model.variables)
+    _assert_same_variables(loaded.optimizer.variables, model.optimizer.variables)
+    assert not np.array_equal(model.layers[0].kernel, before)
+
+
+@every_rule
+@every_layer
+def test_weights_file_round_trip(case, rule, tmp_path):
+    model, other = _network(case, rule), _network(case, rule)
+    model.layers[0].kernel.assign_add(ops.ones_like(model.layers[0].kernel))
+    model.save_weights(tmp_path / "model.weights.h5")
+    other.load_weights(tmp_path / "model.weights.h5")
+    _assert_same_variables(other.variables, model.variables)
+
+
+@every_rule
+@every_layer
+def test_clone_has_the_rule_and_its_own_feedback(case, rule):
+    model = _network(case, rule)
+    clone = keras.models.clone_model(model)
+    layer, copy = model.layers[0], clone.layers[0]
+    assert type(copy.rule) is type(layer.rule)
+    assert copy.kernel is not layer.kernel
+    kernel = copy.kernel.numpy()
+    stored = None if copy.feedback is None else copy.feedback.numpy()
+    np.testing.assert_array_equal(
+        copy.backward_kernel(), RULES[rule](kernel, kernel, stored)
+    )
+    if rule == "fa":
+        assert not np.array_equal(stored, layer.feedback)
+        assert not np.array_equal(stored, kernel)
+
+
+def test_clone_of_a_seeded_model_draws_the_same_feedback():
+    rule = rules.FeedbackAlignment(seed=3)
+    model = _network("dense", rule)
+    first, second = feedback_layers(model)
+    clone = keras.models.clone_model(model)
+    for layer, copy in zip((first, second), feedback_layers(clone), strict=True):
+        np.testing.assert_array_equal(copy.feedback, layer.feedback)
+
+
+@every_rule
+@every_layer
+def test_export_serves_the_same_outputs(case, rule, tmp_path):
+    model = _network(case, rule)
+    model.export(tmp_path / "served", verbose=False)
+    served = tf.saved_model.load(tmp_path / "served")
+    x = LAYERS[case].inputs()
+    # Measured: 0 to 1.2e-7, a graph against single operations.
+    assert_close(served.serve(x), model(x), 1e-6)
+
+
+# --- The other arguments of the Keras layers ---
+
+
+@every_rule
+@every_layer
+def test_activation_regularizers_and_use_bias(case, rule):
+    """Same outputs, losses and kernel gradient as the stock layer."""
+    kwargs = {
+        "activation": "tanh",
+        "use_bias": False,
+        "kernel_regularizer": keras.regularizers.L2(0.1),
+        "activity_regularizer": keras.regularizers.L1(0.2),
+    }
+    layer, stock = LAYERS[case].make(rule, **kwargs), LAYERS[case].make_stock(**kwargs)
+    x = tf.constant(LAYERS[case].inputs())
+    layer.build(x.shape)
+    stock.build(x.shape)
+    stock.set_weights([layer.kernel])
+    assert layer.bias is None
+    results = []
+    for one in (layer, stock):
+        with tf.GradientTape() as tape:
+            y = one(x)
+            loss = ops.sum(y) + sum(one.losses)
+        assert len(one.losses) == 2
+        results.append((y, loss, tape.gradient(loss, one.kernel.value)))
+    for actual, expected in zip(*results, strict=True):
+        np.testing.assert_array_equal(actual, expected)
+
+
+@every_rule
+@every_layer
+def test_constraints_hold_after_a_step(case, rule):
+    model = _network(
+        case,
+        rule,
+        kernel_constraint=keras.constraints.NonNeg(),
+        bias_constraint=keras.constraints.NonNeg(),
+    )
+    layer = model.layers[0]
+    assert layer.kernel.numpy().min() < 0
+    stored = None if layer.feedback is None else layer.feedback.numpy()
+    _train(_compile(model, **EAGER), case, steps=1)
+    assert layer.kernel.numpy().min() >= 0 and layer.bias.numpy().min() >= 0
+    if stored is not None:
+        # The constraint is the kernel's; B keeps its signs.
+        np.testing.assert_array_equal(layer.feedback, stored)
+        assert stored.min() < 0
+
+
+@every_rule
+@every_layer
+def test_lora(case, rule, tmp_path):
+    """Frozen kernel, trained factors, and B in the input gradient all the same."""
+    model = _compile(_network(case, rule, lora_rank=2), **EAGER)
+    layer = model.layers[0]
+    names = ["bias", "lora_kernel_a", "lora_kernel_b"]
+    assert [v.name for v in layer.trainable_weights] == names
+    start, stored = np.asarray(layer.kernel), layer.feedback
+    stored = None if stored is None else stored.numpy()
+    _train(model, case)
+    effective = np.asarray(layer.kernel)
+    assert not np.array_equal(effective, start)
+    np.testing.assert_array_equal(layer._kernel, start)
+    feedback = RULES[rule](effective, start, stored)
+    # Measured: 1e-7, float32.
+    assert_close(layer.backward_kernel(), feedback, 1e-6)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    _assert_same_variables(loaded.variables, model.variables)
+
+
+@every_rule
+@every_layer
+def test_quantization_is_refused(case, rule):
+    layer = LAYERS[case].make(rule)
+    layer.build((None, *LAYERS[case].input_shape))
+    with pytest.raises(NotImplementedError, match="cannot be quantized"):
+        layer.quantize("int8")
+    with pytest.raises(NotImplementedError, match="cannot be quantized"):
+        LAYERS[case].make(rule, dtype="int8_from_float32")
+
+
+@every_rule
+def test_kernel_that_a_subclass_passes_on_is_used(rule):
+    """Weight standardisation, the example in Keras's own documentation of the hook."""
+
+    class Standardised(FeedbackConv2D):
+        def convolution_op(self, inputs, kernel):
+            kernel = kernel - ops.mean(kernel)
+            return super().convolution_op(inputs, kernel)
+
+    layer = Standardised(4, 3, rule=rule, use_bias=False)
+    x = LAYERS["conv2d"].inputs()
+    y = layer(x)
+    kernel = layer.kernel.numpy()
+    layer.kernel.assign_add(ops.ones_like(layer.kernel))
+    # Measured: 7e-7. The mean is subtracted, so the shift cannot be seen.
+    assert_close(layer(x), y, 1e-5)
+    assert_close(y, ops.conv(x, kernel - kernel.mean()), 1e-5)
+
+
+def test_unknown_rule_is_refused_by_the_layer():
+    with pytest.raises(ValueError, match="Unknown feedback rule"):
+        FeedbackDense(3, rule="random")
+
+
+def test_rule_cannot_be_replaced_in_place():
+    layer = FeedbackDense(3)
+    with pytest.raises(AttributeError):
+        layer.rule = "ada_fa"
+
+
+def test_feedback_layers_finds_nested_ones_once_and_in_order():
+    inner = keras.Sequential([keras.Input((4,)), FeedbackDense(4, name="b")])
+    shared = FeedbackDense(4, name="c")
+    inputs = keras.Input((5,))
+    x = FeedbackDense(4, name="a")(inputs)
+    outputs = keras.layers.Dense(2)(shared(shared(inner(x))))
+    model = keras.Model(inputs, outputs)
+    assert [layer.name for layer in feedback_layers(model)] == ["a", "b", "c"]
+    assert feedback_layers(shared) == [shared]
+    assert feedback_layers(keras.layers.Dense(2)) == []
+
+
+# --- Several devices ---
+
+
+@every_rule
+def test_two_replicas_train_as_one_device(rule, mirrored):
+    """The same B on both, and after 20 steps the weights of one device."""
+    x = LAYERS["conv2d"].inputs(batch=160)
+
+    def trained(scope):
+        keras.utils.set_random_seed(3)
+        with scope:
+            model = _conv_network(rule)
+            optimizer = keras.optimizers.SGD(0.05, momentum=0.9)
+            model.compile(optimizer, "mse", jit_compile=False)
+        start = [np.copy(w) for w in model.get_weights()]
+        model.fit(x, _targets(160), batch_size=8, shuffle=False, verbose=0)
+        return model, start
+
+    one, one_start = trained(tf.device("CPU:0"))
+    two, two_start = trained(mirrored.scope())
+    for layer in feedback_layers(two):
+        if layer.feedback is not None:
+            replicas = mirrored.experimental_local_results(layer.feedback.value)
+            assert len(replicas) == 2
+            np.testing.assert_array_equal(replicas[0], replicas[1])
+    for first, second in zip(one_start, two_start, strict=True):
+        np.testing.assert_array_equal(first, second)
+    assert two.optimizer.iterations == 20
+    for v_two, v_one in zip(two.variables, one.variables, strict=True):
+        np.testing.assert_allclose(v_two, v_one, rtol=0, atol=1e-5)
+    assert np.abs(one.layers[0].kernel - one_start[0]).max() > 0.01
+    assert helpers.relative_error(two(x), one(x)) < 1e-5
