@@ -2,7 +2,7 @@
 
 Give them before `CSVLogger`, `TensorBoard` or `EarlyStopping` in the list of callbacks:
 Keras hands the logs from one to the next, and a reader sees only what was added before
-it. Formulas live in `keras_fa.analysis`; here is only when and under which name.
+it. Formulas live in `keras_fa.analysis`; here is only when, and under which name.
 """
 
 import keras
@@ -12,40 +12,101 @@ from keras_fa import analysis
 
 
 class _Instrument(keras.callbacks.Callback):
-    """Reads something at the end of every `every`-th epoch and adds it to the logs."""
+    """Takes a reading from time to time and adds it to the logs.
 
-    def __init__(self, every=1):
-        if not isinstance(every, int) or every < 1:
+    Attributes:
+        history: With `unit="step"`, the list of all readings, each a dict with the
+            number of optimizer steps under `step`.
+    """
+
+    def __init__(self, every=1, unit="epoch"):
+        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
             raise ValueError(f"`every` must be a positive integer, not {every!r}.")
+        if unit not in ("epoch", "step"):
+            raise ValueError(f'`unit` must be "epoch" or "step", not {unit!r}.')
         super().__init__()
         self.every = every
+        self.unit = unit
+        self.history = []
+        self._steps = 0
 
     def read(self):
         """The readings now: dict from log key to number."""
         raise NotImplementedError
 
+    def on_train_begin(self, logs=None):
+        self._steps = self._optimizer_steps()
+
+    def on_train_batch_end(self, batch, logs=None):
+        if self.unit == "epoch":
+            return
+        steps = self._optimizer_steps()
+        # A call may make several steps (`steps_per_execution`).
+        if steps // self.every > self._steps // self.every:
+            readings = self.read()
+            self.history.append({"step": steps, **readings})
+            if logs is not None:
+                logs.update(readings)
+        self._steps = steps
+
     def on_epoch_end(self, epoch, logs=None):
-        if (epoch + 1) % self.every == 0 and logs is not None:
-            logs.update(self.read())
+        if logs is None:
+            return
+        if self.unit == "epoch":
+            if (epoch + 1) % self.every == 0:
+                logs.update(self.read())
+        elif self.history:
+            logs.update({k: v for k, v in self.history[-1].items() if k != "step"})
+
+    def _optimizer_steps(self):
+        return int(np.asarray(self.model.optimizer.iterations))
 
 
 class WeightAlignment(_Instrument):
-    """Logs `alignment/<layer>`: the cosine of W and B of every feedback layer.
+    """Logs the angle between W and B of every feedback layer.
 
-    Source: definition 4.1 of Robertson and Koyejo (2024).
+    - `alignment/<layer>`: `cos(W, B)`, definition 4.1 of Robertson and Koyejo (2024);
+    - `alignment_bound/<layer>`: what theory guarantees of it, where it guarantees
+      anything: see `keras_fa.analysis.weight_alignment_bounds`;
+    - with `terms`, `norm/<layer>` and `inner/<layer>`: |W| and <W, B>.
 
     Args:
-        every: Epochs between two readings.
+        every: Epochs or steps between two readings.
+        unit: "epoch" or "step".
+        terms: Whether to log norms and inner products too.
 
     Raises:
-        ValueError: If `every` is not a positive integer.
+        ValueError: If `every` or `unit` is not one of these.
     """
 
+    def __init__(self, every=1, unit="epoch", terms=False):
+        super().__init__(every, unit)
+        self.terms = terms
+        self._bounds = None
+
+    def on_train_begin(self, logs=None):
+        super().on_train_begin(logs)
+        if self._bounds is None:
+            bounds = analysis.weight_alignment_bounds(self.model)
+            self._bounds = {k: v for k, v in bounds.items() if v is not None}
+
     def read(self):
-        return {
-            f"alignment/{layer}": cosine
-            for layer, cosine in analysis.weight_alignment(self.model).items()
-        }
+        logs = {}
+        for layer, terms in analysis.alignment_terms(self.model).items():
+            logs[f"alignment/{layer}"] = terms.cosine
+            if self.terms:
+                logs[f"norm/{layer}"] = terms.true_norm
+                logs[f"inner/{layer}"] = terms.inner_product
+        logs |= {f"alignment_bound/{k}": v for k, v in self._bounds.items()}
+        return logs
+
+    def get_state(self):
+        """The bounds of the first start, which may depend on the weights it had."""
+        return self._bounds
+
+    def set_state(self, state):
+        """Takes the bounds of the run's first start."""
+        self._bounds = state
 
 
 class Conservation(_Instrument):
@@ -59,25 +120,63 @@ class Conservation(_Instrument):
       where `Phi_j(0)` is near 0;
     - `potential/<group>`: `sum_j Phi_j`, the layer-level quantity of the paper.
 
+    With `ledger` also, summed over units (`keras_fa.analysis.Ledger`):
+
+    - `ledger/measured/<group>`: the change of `sum_j Phi_j`;
+    - `ledger/squared_steps/<group>`, `ledger/flips/<group>` and
+      `ledger/first_order/<group>`: the three terms that make it up;
+    - `ledger/remainder/<group>`: what they leave unexplained, the largest of a unit.
+
     `Phi(0)` is read when training begins and is part of `get_state`, so that after a
-    resume the drift is still measured against the first start.
+    resume everything is still measured against the first start.
 
     Args:
-        every: Epochs between two readings.
+        every: Epochs or steps between two readings.
+        unit: "epoch" or "step".
+        ledger: Whether to keep the ledger, which reads all weights after every step.
+        histogram_dir: TensorBoard folder for histograms of the units' deviations
+            `Phi_j - Phi_j(0)`, one per group and reading; None for none.
 
     Raises:
-        ValueError: If `every` is not a positive integer.
+        ValueError: If `every` or `unit` is not one of these, or, when training begins,
+            if the model has no graph, or a ledger meets `steps_per_execution` > 1: the
+            callback would see several steps as one.
     """
 
-    def __init__(self, every=1):
-        super().__init__(every)
+    def __init__(self, every=1, unit="epoch", ledger=False, histogram_dir=None):
+        super().__init__(every, unit)
+        self.ledger = ledger
+        self.histogram_dir = histogram_dir
         self.reference = None
         self._groups = None
+        self._books = None
+        self._resumed_books = None
+        self._writer = None
 
     def on_train_begin(self, logs=None):
-        self._groups = analysis.conserved_groups(self.model)
+        super().on_train_begin(logs)
+        groups = analysis.conserved_groups(self.model)
+        self._groups = [group for group in groups if group.conserved]
         if self.reference is None:
             self.reference = analysis.potentials(self.model, self._groups)
+        if not self.ledger:
+            return
+        if self.model.steps_per_execution > 1:
+            raise ValueError(
+                "The ledger accounts for single steps, but the model was compiled with "
+                f"steps_per_execution={self.model.steps_per_execution}, which hides "
+                "them. Compile it with steps_per_execution=1, or use ledger=False."
+            )
+        if self._books is None:
+            self._books = analysis.Ledger(self.model, self._groups)
+        if self._resumed_books is not None:
+            self._books.load_state(self._resumed_books)
+            self._resumed_books = None
+
+    def on_train_batch_end(self, batch, logs=None):
+        if self.ledger:
+            self._books.step()
+        super().on_train_batch_end(batch, logs)
 
     def read(self):
         logs = {}
@@ -88,12 +187,116 @@ class Conservation(_Instrument):
             logs[f"conservation/{name}"] = float(deviation)
             logs[f"drift/{name}"] = float(np.mean(np.abs(phi - start)))
             logs[f"potential/{name}"] = float(np.sum(phi))
+            if self.histogram_dir is not None:
+                self._write_histogram(name, phi - start)
+        if self.ledger:
+            for name, entry in self._books.report().items():
+                for term in ("measured", "squared_steps", "flips", "first_order"):
+                    value = float(np.sum(getattr(entry, term)))
+                    logs[f"ledger/{term}/{name}"] = value
+                remainder = float(np.max(np.abs(entry.remainder)))
+                logs[f"ledger/remainder/{name}"] = remainder
         return logs
 
+    def on_train_end(self, logs=None):
+        if self._writer is not None:
+            self._writer.flush()
+
+    def _write_histogram(self, name, deviations):
+        import tensorflow as tf
+
+        if self._writer is None:
+            self._writer = tf.summary.create_file_writer(str(self.histogram_dir))
+        step = self._optimizer_steps()
+        with self._writer.as_default():
+            tf.summary.histogram(f"deviation/{name}", deviations, step=step)
+
     def get_state(self):
-        """The reference potentials, as lists that JSON can hold."""
-        return {name: phi.tolist() for name, phi in self.reference.items()}
+        """References and ledger, as nested lists that JSON can hold."""
+        books = self._books.state() if self._books is not None else {}
+        return {
+            "reference": {name: phi.tolist() for name, phi in self.reference.items()},
+            "ledger": {key: values.tolist() for key, values in books.items()},
+        }
 
     def set_state(self, state):
-        """Takes the reference potentials of the run's first start."""
-        self.reference = {name: np.asarray(phi) for name, phi in state.items()}
+        """Takes the references and the ledger of the run's first start."""
+        self.reference = {k: np.asarray(v) for k, v in state["reference"].items()}
+        books = {key: np.asarray(values) for key, values in state["ledger"].items()}
+        # The ledger itself is opened when training begins, on the restored weights.
+        self._resumed_books = books or None
+
+
+class _Probe(_Instrument):
+    """An instrument that runs the model on a fixed batch."""
+
+    def __init__(self, x, y, every=1, unit="epoch", loss=None):
+        super().__init__(every, unit)
+        self.x, self.y = x, y
+        self._loss = loss
+        self._compare = None
+
+    def on_train_begin(self, logs=None):
+        super().on_train_begin(logs)
+        self._compare = analysis.GradientAlignment(self.model, self._loss)
+
+
+class GradientAlignment(_Probe):
+    """Logs the angle between the feedback gradient and the true gradient on a batch.
+
+    - `gradient_cosine` and `gradient_cosine/<layer>`: cos(omega) of equation (1) of
+      Robertson and Koyejo (2024), for the whole network and each layer;
+    - `gradient_norm` and `feedback_gradient_norm`, of the whole network and each
+      layer in the same way: a cosine against a gradient of rounding errors means
+      nothing;
+    - `gradient_inner`: their inner product, the rate at which equation (1) lets the
+      loss fall along the feedback flow;
+    - `gradient_loss`: the loss on the batch.
+
+    See `keras_fa.analysis.gradient_alignment`: weights, batch, dropout masks and
+    BatchNorm mode are the same on both sides, and nothing in the model changes.
+
+    Args:
+        x: Inputs of the batch, as the model takes them.
+        y: Targets of the batch.
+        every: Epochs or steps between two readings.
+        unit: "epoch" or "step".
+        loss: The loss; None takes the compiled model's.
+
+    Raises:
+        ValueError: If `every` or `unit` is not one of these.
+    """
+
+    def read(self):
+        result = self._compare(self.x, self.y)
+        logs = {"gradient_inner": result.inner_product, "gradient_loss": result.loss}
+        for suffix, terms in [
+            ("", result.whole),
+            *((f"/{layer}", terms) for layer, terms in result.layers.items()),
+        ]:
+            logs[f"gradient_cosine{suffix}"] = terms.cosine
+            logs[f"gradient_norm{suffix}"] = terms.true_norm
+            logs[f"feedback_gradient_norm{suffix}"] = terms.feedback_norm
+        return logs
+
+
+class ErrorAlignment(_Probe):
+    """Logs the angle between the error signals at each hidden layer on a batch.
+
+    `error_cosine/<layer>`: cos(delta_BP, delta_FA), section 5 of Song, Xu and Lafferty
+    (2021): see `keras_fa.analysis.error_alignment`.
+
+    Args:
+        x: Inputs of the batch, as the model takes them.
+        y: Targets of the batch.
+        every: Epochs or steps between two readings.
+        unit: "epoch" or "step".
+        loss: The loss; None takes the compiled model's.
+
+    Raises:
+        ValueError: If `every` or `unit` is not one of these.
+    """
+
+    def read(self):
+        signals = self._compare.errors(self.x, self.y)
+        return {f"error_cosine/{name}": s.cosine for name, s in signals.items()}

@@ -39,7 +39,11 @@ def default_config():
         - `drop_last`: Whether to leave out a last partial batch.
         - `log_every`: Epochs between two log lines; divides `epochs`.
         - `checkpoint_every`: Epochs between two checkpoints; a multiple of `log_every`.
-        - `instruments`: `weight_alignment` and `conservation`, on or off.
+        - `instruments`: What each log line measures besides losses, on or off:
+          `weight_alignment`; `layer_terms`, its norms and inner products;
+          `conservation`; `ledger`, which accounts for every step and makes training
+          slower; `gradient_alignment` and `error_alignment`, on the first `probe_size`
+          training examples (None: on all).
     """
     config = ConfigDict()
     config.seed = 0
@@ -71,7 +75,18 @@ def default_config():
     config.drop_last = False
     config.log_every = 1
     config.checkpoint_every = 1
-    config.instruments = ConfigDict({"weight_alignment": True, "conservation": True})
+    config.instruments = ConfigDict(
+        {
+            "weight_alignment": True,
+            "layer_terms": False,
+            "conservation": True,
+            "ledger": False,
+            "gradient_alignment": False,
+            "error_alignment": False,
+            "probe_size": placeholder(int),
+        }
+    )
+    config.instruments.probe_size = 512
     return config
 
 

@@ -110,13 +110,14 @@ def build(config, dataset):
     keras.utils.set_random_seed(model_seed)
     model = _network(config, dataset, _rule(config, feedback_seed))
     steps_per_period = dataset.steps_per_epoch * config.log_every
+    single_steps = config.instruments.ledger
     loss, metrics = _loss(config.loss)
     model.compile(
         optimizer=_optimizer(config, dataset.steps_per_epoch),
         loss=loss,
         metrics=metrics,
         jit_compile=_jit_compile(config.jit_compile),
-        steps_per_execution=_steps_per_call(steps_per_period),
+        steps_per_execution=1 if single_steps else _steps_per_call(steps_per_period),
     )
     model.optimizer.build(model.trainable_variables)
     return model
@@ -129,12 +130,8 @@ def _train(config, folder, strategy, progress):
     dataset = load(config)
     with distribution.get_strategy(strategy).scope():
         model = build(config, dataset)
-    instruments = []
-    if config.instruments.weight_alignment:
-        instruments.append(callbacks.WeightAlignment())
-    if config.instruments.conservation:
-        instruments.append(callbacks.Conservation())
-    recorder = _Recorder(folder, config, instruments)
+    instruments = _instruments(config.instruments, dataset)
+    recorder = _Recorder(folder, config, instruments, dataset.steps_per_epoch)
     stateful = [c for c in [*instruments, recorder] if hasattr(c, "get_state")]
     recorder.checkpoints = Checkpoints(folder.path / "checkpoints", model, stateful)
     epoch = recorder.checkpoints.restore()
@@ -162,7 +159,7 @@ def _train(config, folder, strategy, progress):
         "epochs": lines[-1]["epoch"],
         "final": lines[-1],
         "seconds": recorder.seconds,
-        "seconds_per_step": recorder.seconds_per_step(dataset.steps_per_epoch),
+        "seconds_per_step": recorder.seconds_per_step(),
         "parameters": sum(math.prod(v.shape) for v in model.trainable_variables),
         "steps_per_epoch": dataset.steps_per_epoch,
         "strategy": strategy,
@@ -170,14 +167,31 @@ def _train(config, folder, strategy, progress):
     }
 
 
+def _instruments(fields, dataset):
+    """The callbacks that a configuration's section asks for."""
+    instruments = []
+    if fields.weight_alignment:
+        instruments.append(callbacks.WeightAlignment(terms=fields.layer_terms))
+    if fields.conservation:
+        instruments.append(callbacks.Conservation(ledger=fields.ledger))
+    if fields.gradient_alignment or fields.error_alignment:
+        probe = [array[: fields.probe_size] for array in dataset.arrays("train")]
+        if fields.gradient_alignment:
+            instruments.append(callbacks.GradientAlignment(*probe))
+        if fields.error_alignment:
+            instruments.append(callbacks.ErrorAlignment(*probe))
+    return instruments
+
+
 class _Recorder(keras.callbacks.Callback):
     """Writes the log lines and checkpoints of a run, and stops it when it diverges."""
 
-    def __init__(self, folder, config, instruments):
+    def __init__(self, folder, config, instruments, steps_per_epoch):
         super().__init__()
         self._folder = folder
         self._config = config
         self._instruments = instruments
+        self._steps_per_epoch = steps_per_epoch
         self.checkpoints = None
         self.diverged = False
         self.seconds = 0.0
@@ -194,7 +208,8 @@ class _Recorder(keras.callbacks.Callback):
             readings = {}
             for instrument in self._instruments:
                 readings |= instrument.read()
-            self._folder.log({"epoch": 0, **readings, "seconds": 0.0})
+            line = {"epoch": 0, **readings, "flow_time": 0.0, "seconds": 0.0}
+            self._folder.log(line)
 
     def on_epoch_begin(self, epoch, logs=None):
         self._start = time.perf_counter()
@@ -209,6 +224,7 @@ class _Recorder(keras.callbacks.Callback):
         epochs = (epoch + 1) * self._config.log_every
         learning_rate = float(np.asarray(self.model.optimizer.learning_rate))
         line = {"epoch": epochs, **logs, "learning_rate": learning_rate}
+        line["flow_time"] = _flow_time(self._config, epochs, self._steps_per_epoch)
         self._folder.log({**line, "seconds": round(self.seconds, 3)})
         if not math.isfinite(logs["loss"]):
             self.diverged = True
@@ -218,12 +234,12 @@ class _Recorder(keras.callbacks.Callback):
         ):
             self.checkpoints.save(epochs)
 
-    def seconds_per_step(self, steps_per_epoch):
+    def seconds_per_step(self):
         """Median over the periods of this process, its first one (tracing) left out."""
         periods = self._periods[1:] or self._periods
         if not periods:
             return None
-        steps = steps_per_epoch * self._config.log_every
+        steps = self._steps_per_epoch * self._config.log_every
         return statistics.median(periods) / steps
 
 
@@ -291,7 +307,7 @@ def load(config):
         arguments.pop("name"),
         batch_size=config.batch_size,
         drop_last=config.drop_last,
-        dtype=keras.DTypePolicy(config.dtype).compute_dtype,
+        dtype=keras.DTypePolicy(config.dtype).variable_dtype,
         seed=config.seed,
         **arguments,
     )
@@ -364,6 +380,17 @@ def _optimizer(config, steps_per_epoch):
     if fields.name == "adam":
         return keras.optimizers.Adam(learning_rate, weight_decay=fields.weight_decay)
     raise ValueError(f"Unknown optimizer: {fields.name!r}. Known: adam, sgd.")
+
+
+def _flow_time(config, epoch, steps_per_epoch):
+    """The sum of the learning rates of all steps so far: the time t of the flow."""
+    edges = [0, *config.schedule.boundaries, math.inf]
+    factors = [1.0, *config.schedule.factors]
+    epochs = sum(
+        factor * max(0, min(epoch, end) - start)
+        for factor, start, end in zip(factors, edges, edges[1:], strict=False)
+    )
+    return config.optimizer.learning_rate * steps_per_epoch * epochs
 
 
 def _jit_compile(choice):

@@ -232,7 +232,7 @@ def with_rule(model, rule):
     for layer in feedback_layers(new):
         if type(layer.rule) is not type(rule):
             raise ValueError(
-                f"Layer '{layer.path}' would keep the rule {layer.rule!r}: the layer "
+                f"Layer '{layer.name}' would keep the rule {layer.rule!r}: the layer "
                 "around it makes it without asking its config. Give that layer a "
                 "`rule` argument that its `get_config` returns."
             )

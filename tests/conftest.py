@@ -23,7 +23,7 @@ def mirrored():
 @pytest.fixture(autouse=True)
 def fresh_keras():
     """Every test starts from the same seed and default names and dtypes."""
-    keras.utils.clear_session()
+    keras.utils.clear_session(free_memory=False)
     keras.utils.set_random_seed(1)
     yield
     keras.config.set_dtype_policy("float32")

@@ -180,7 +180,7 @@ class Convolution:
             )
 
 
-# --- The networks: feedback recursions by hand, softmax cross entropy over the batch ---
+# --- The networks: feedback recursions by hand, mean softmax cross entropy ---
 
 
 def softmax_error(logits, labels):

@@ -9,7 +9,7 @@ from keras import layers, ops
 
 from keras_fa import layers as feedback
 from keras_fa import models, rules
-from keras_fa.analysis.conservation import conserved_groups, potential, potentials
+from keras_fa.analysis.conservation import conserved_groups, potentials
 from keras_fa.analysis.ledger import Ledger
 
 # Biases and BatchNorm's scales away from their special initial values.
@@ -307,7 +307,8 @@ def homogeneous(path, kind):
     f"a -> b (5 units; no law: {homogeneous('a', 'tanh')})",
     f"b -> c (5 units; no law: {homogeneous('s', 'sigmoid')})",
     f"c -> d (5 units; no law: {homogeneous('e', 'ELU')})",
-    f"d -> o (5 units; no law: {homogeneous('r', 'ReLU with a max_value or threshold')})",
+    "d -> o (5 units; no law: "
+    f"{homogeneous('r', 'ReLU with a max_value or threshold')})",
 )
 def other_activations(x):
     x = dense(5, "a", "tanh")(x)
@@ -496,7 +497,8 @@ layer4_1_conv2 -> layer4_1_bn2 (512 units, norm)
         ),
         (
             lambda: models.mlp((2, 4), 7, 3, activation="tanh"),
-            f"dense_1 -> dense_2 (7 units; no law: {homogeneous('activation_1', 'tanh')})",
+            "dense_1 -> dense_2 (7 units; no law: "
+            f"{homogeneous('activation_1', 'tanh')})",
         ),
         (
             lambda: models.lenet((18, 18, 3), 10),
@@ -560,7 +562,9 @@ def test_groups_their_laws_and_refusals(name):
             # Likewise 1e-15: the law, unit by unit.
             np.testing.assert_allclose(entry.first_order, 0, atol=1e-14)
             assert np.abs(entry.measured).max() > 1e-8
-        else:
+        elif any(end.variables for end in group.producers) or any(
+            end.kernel is not None for end in group.consumers
+        ):
             assert np.abs(entry.first_order + entry.flips).max() > 1e-6
 
 
@@ -674,17 +678,20 @@ def post_activation_resnet(x):
     return dense(2, "fc")(layers.GlobalAveragePooling2D()(x))
 
 
-@tf.function(reduce_retracing=True)
-def descend(model, x, y, step_size, steps):
-    """Plain gradient descent on the mean squared error, full batch."""
+def descent(model, x, y):
+    """Plain full-batch gradient descent on the mean squared error, compiled."""
     variables = model.trainable_variables
-    for _ in tf.range(steps):
-        with tf.GradientTape() as tape:
-            loss = tf.reduce_mean((model(x, training=True) - y) ** 2)
-        for variable, gradient in zip(
-            variables, tape.gradient(loss, variables), strict=True
-        ):
-            variable.assign_sub(step_size * gradient)
+
+    @tf.function
+    def descend(step_size, steps):
+        for _ in tf.range(steps):
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_mean((model(x, training=True) - y) ** 2)
+            gradients = tape.gradient(loss, variables)
+            for variable, gradient in zip(variables, gradients, strict=True):
+                variable.assign_sub(step_size * gradient)
+
+    return descend
 
 
 @pytest.mark.parametrize(
@@ -703,8 +710,6 @@ def test_drift_falls_with_the_step_size(function, shape, rule):
     And a group that is not a whole stream drifts at any step size.
     """
     model = model_of(function, shape)
-    for layer in feedback.feedback_layers(model):
-        pass
     if rule != "fa":
         model = models.with_rule(model, rule)
     groups = conserved_groups(model)
@@ -720,20 +725,34 @@ def test_drift_falls_with_the_step_size(function, shape, rule):
     ]
     start = [variable.numpy() for variable in model.variables]
     data = np.random.default_rng(0)
-    x = data.normal(size=(12, *shape))
-    y = data.normal(size=(12, *model.output_shape[1:]))
+    x = tf.constant(data.normal(size=(12, *shape)))
+    y = tf.constant(data.normal(size=(12, *model.output_shape[1:])))
+    descend = descent(model, x, y)
     drifts = []
     for steps in (40, 400):
         for variable, value in zip(model.variables, start, strict=True):
             variable.assign(value)
         before = potentials(model, groups + parts)
-        descend(model, x, y, tf.constant(0.2 / steps, tf.float64), tf.constant(steps))
+        descend(tf.constant(0.1 / steps, tf.float64), tf.constant(steps))
         after = potentials(model, groups + parts)
         drifts.append({name: after[name] - before[name] for name in before})
     for group in groups:
-        ratio = drifts[0][group.name] / drifts[1][group.name]
-        print(group, ratio.min(), ratio.max())
+        coarse, fine = (drift[group.name] for drift in drifts)
+        typical = np.abs(coarse).max()
+        assert typical > 1e-10
+        # Measured: off by 3.5 % at most over all units, in most groups by less than 1.
+        np.testing.assert_allclose(coarse, 10 * fine, rtol=0.05, atol=1e-3 * typical)
     for part in parts:
-        ratio = drifts[0][part.name] / drifts[1][part.name]
-        print(part, ratio)
-    raise SystemExit
+        coarse, fine = (drift[part.name] for drift in drifts)
+        # A single unit may pass through 0 by chance.
+        assert abs(np.median(coarse / fine) - 1) < 0.05
+
+
+def test_epsilon_of_batch_norm_breaks_the_norm_law_in_proportion():
+    def first_order(epsilon):
+        keras.utils.set_random_seed(1)
+        bn = layers.BatchNormalization(epsilon=epsilon, dtype="float64")
+        model = model_of(lambda x: dense(2, "o")(bn(dense(5, "a")(x))), (4,))
+        return accounts(model, conserved_groups(model), steps=1)["a"].first_order
+
+    np.testing.assert_allclose(first_order(1e-5) / first_order(1e-7), 100, rtol=1e-3)

@@ -221,6 +221,8 @@ def test_nothing_is_guaranteed_without_the_conditions():
     assert dominance.guaranteed_alpha(good, kernel, ones, ones, 0.5) == 0.75
     assert dominance.guaranteed_alpha(bad, kernel, ones, ones, 0.5) == 0
     assert dominance.guaranteed_alpha(good, kernel, ones, -ones, 0.5) == 0
+    one_negative = np.array([1.0, 1.0, -0.1])
+    assert dominance.guaranteed_alpha(good, kernel, one_negative, ones, 0.5) == 0
     for slope in (0, -0.1, 1.1):
         with pytest.raises(ValueError, match="slope in"):
             dominance.guaranteed_alpha(good, kernel, ones, ones, slope)

@@ -60,7 +60,7 @@ def _targets(n):
 
 
 def _compile(model, **kwargs):
-    optimizer = keras.optimizers.Adam(0.01)
+    optimizer = keras.optimizers.SGD(0.05, momentum=0.9)
     model.compile(optimizer, "mse", **{"jit_compile": False, **kwargs})
     return model
 
@@ -100,7 +100,10 @@ def test_feedback_is_stored_and_not_trained(case, rule):
     assert [v.name for v in layer.non_trainable_weights] == ["feedback"] * stored
     assert (layer.feedback is not None) == stored
     assert layer.backward_kernel().shape == layer.kernel.shape
-    assert layer.count_params() == (2 if stored else 1) * layer.kernel.shape.num_elements() + 4
+    assert (
+        layer.count_params()
+        == (2 if stored else 1) * layer.kernel.shape.num_elements() + 4
+    )
 
 
 @every_rule
@@ -136,11 +139,11 @@ def test_forward_is_stock_keras(case, rule):
 @pytest.mark.parametrize(
     ("policy", "variable", "compute", "tolerance"),
     [
-        # Measured against float64, the worst over the table: 2e-7, 8e-3, 1e-3.
+        # Measured against float64, the worst of the table: 2.4e-7, 0, 1.6e-2, 2.4e-3.
         ("float32", "float32", "float32", 1e-6),
         ("float64", "float64", "float64", 1e-12),
-        ("mixed_bfloat16", "float32", "bfloat16", 2e-2),
-        ("mixed_float16", "float32", "float16", 3e-3),
+        ("mixed_bfloat16", "float32", "bfloat16", 3e-2),
+        ("mixed_float16", "float32", "float16", 5e-3),
     ],
 )
 def test_dtype_policy(case, rule, policy, variable, compute, tolerance):
@@ -159,23 +162,21 @@ def test_dtype_policy(case, rule, policy, variable, compute, tolerance):
 
 
 @every_rule
-@pytest.mark.parametrize(
-    "policy", ["float32", "float64", "mixed_bfloat16", "mixed_float16"]
-)
-def test_fit_under_a_dtype_policy(policy, rule):
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+def test_fit_in_mixed_precision(policy, rule):
     keras.config.set_dtype_policy(policy)
     model = _compile(_conv_network(rule, dtype=None), **EAGER)
     scaled = isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
     assert scaled == (policy == "mixed_float16")
-    x = LAYERS["conv2d"].inputs(batch=16)
+    x = LAYERS["conv2d"].inputs()
     start = [layer.kernel.numpy() for layer in feedback_layers(model)]
-    history = model.fit(x, _targets(16), epochs=8, batch_size=8, verbose=0)
+    history = model.fit(x, _targets(4), epochs=4, verbose=0)
     losses = history.history["loss"]
     assert np.isfinite(losses).all() and losses[-1] < losses[0]
     for layer, before in zip(feedback_layers(model), start, strict=True):
         moved = np.abs(layer.kernel.numpy() - before).max()
-        # Adam's steps are of the order of its rate, 0.01, if the loss scale is undone.
-        assert 0.01 < moved < 0.3
+        # The rate times the gradient, if the loss scale of 2^15 is undone.
+        assert 1e-3 < moved < 1
 
 
 # --- Compilation and data format ---
@@ -192,8 +193,8 @@ def test_fit_is_the_same_eager_in_graphs_and_under_xla(rule):
     for other in results[1:]:
         for actual, expected in zip(other, results[0], strict=True):
             if np.any(expected):
-                # Measured: 2e-6 after three steps of Adam in float32.
-                assert_close(actual, expected, 1e-5)
+                # Measured: 2.2e-7, float32.
+                assert_close(actual, expected, 2e-6)
 
 
 def test_data_format_follows_the_keras_setting():
@@ -350,13 +351,13 @@ def test_clone_of_a_seeded_model_draws_the_same_feedback():
 
 
 @every_rule
-@every_layer
+@pytest.mark.parametrize("case", ["dense", "conv2d"])
 def test_export_serves_the_same_outputs(case, rule, tmp_path):
     model = _network(case, rule)
     model.export(tmp_path / "served", verbose=False)
     served = tf.saved_model.load(tmp_path / "served")
     x = LAYERS[case].inputs()
-    # Measured: 0 to 1.2e-7, a graph against single operations.
+    # Measured: 0; float32, a graph against single operations.
     assert_close(served.serve(x), model(x), 1e-6)
 
 
@@ -425,8 +426,7 @@ def test_lora(case, rule, tmp_path):
     assert not np.array_equal(effective, start)
     np.testing.assert_array_equal(layer._kernel, start)
     feedback = RULES[rule](effective, start, stored)
-    # Measured: 1e-7, float32.
-    assert_close(layer.backward_kernel(), feedback, 1e-6)
+    np.testing.assert_array_equal(layer.backward_kernel(), feedback)
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
     _assert_same_variables(loaded.variables, model.variables)
@@ -457,9 +457,9 @@ def test_kernel_that_a_subclass_passes_on_is_used(rule):
     y = layer(x)
     kernel = layer.kernel.numpy()
     layer.kernel.assign_add(ops.ones_like(layer.kernel))
-    # Measured: 7e-7. The mean is subtracted, so the shift cannot be seen.
-    assert_close(layer(x), y, 1e-5)
-    assert_close(y, ops.conv(x, kernel - kernel.mean()), 1e-5)
+    # Measured: 2.7e-7, float32. The mean is subtracted, so the shift cannot be seen.
+    assert_close(layer(x), y, 2e-6)
+    assert_close(y, ops.conv(x, kernel - kernel.mean(), padding="same"), 2e-6)
 
 
 def test_unknown_rule_is_refused_by_the_layer():

@@ -55,7 +55,7 @@ class DoubledFeedback(FeedbackAlignment):
 
 
 def test_every_rule_is_a_row_of_the_tables():
-    assert rules.NAMES == tuple(CLASSES)
+    assert tuple(CLASSES) == rules.NAMES
     assert set(rules.NAMES) == set(helpers.RULES)
 
 
@@ -333,7 +333,9 @@ def test_custom_initializers_draw_the_feedback():
     wide = _feedback(FeedbackAlignment(initializers.RandomUniform(5, 6)), 50, 50)
     assert 5 <= wide.min() < wide.max() <= 6
     np.testing.assert_array_equal(
-        _feedback(FeedbackAlignment({"class_name": "Constant", "config": {"value": 2}})),
+        _feedback(
+            FeedbackAlignment({"class_name": "Constant", "config": {"value": 2}})
+        ),
         2,
     )
     # Any callable (shape, dtype) -> values will do.

@@ -1,9 +1,28 @@
-"""The instruments: conserved quantities, alignment, dominance."""
+"""The instruments: conserved groups and their ledger, alignment, dominance."""
 
-from keras_fa.analysis.alignment import weight_alignment
+from keras_fa.analysis.alignment import (
+    GradientAlignment,
+    alignment_terms,
+    error_alignment,
+    gradient_alignment,
+    weight_alignment,
+    weight_alignment_bounds,
+)
+from keras_fa.analysis.conservation import conserved_groups, potentials
+from keras_fa.analysis.dominance import loss_bound, running_alpha, separability
+from keras_fa.analysis.ledger import Ledger
 
-try:
-    from keras_fa.analysis.conservation import conserved_groups, potentials
-except ImportError:  # TEMPORARY
-    conserved_groups = lambda m: []
-    potentials = lambda m, g=None: {}
+__all__ = [
+    "GradientAlignment",
+    "Ledger",
+    "alignment_terms",
+    "conserved_groups",
+    "error_alignment",
+    "gradient_alignment",
+    "loss_bound",
+    "potentials",
+    "running_alpha",
+    "separability",
+    "weight_alignment",
+    "weight_alignment_bounds",
+]

@@ -399,8 +399,9 @@ def gradient_alignment(model, x, y, loss=None):
     `dL/dt = -<gradient, feedback gradient> = -cos(omega) |gradient| |feedback|`. Read
     the cosine beside the norms: against a gradient of rounding errors it means nothing.
 
-    Costs two training steps on the batch, and the time to compile them. To measure
-    repeatedly, keep a `GradientAlignment(model, loss)` and call it.
+    Costs three to four compiled training steps on the batch, as it runs eagerly. To
+    measure again and again for two steps each, keep a `GradientAlignment(model, loss)`
+    and call that.
 
     Args:
         model: A built Keras model with feedback layers. Nothing in it changes.
