@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import pathlib
+import shutil
 
 import tensorflow as tf
 
@@ -57,14 +58,16 @@ class Checkpoints:
         """
         self._epoch.assign(epoch)
         try:
-            self._folder.mkdir(exist_ok=True)
-            for leftover in self._folder.glob("unfinished*"):
-                leftover.unlink()
-            self._checkpoint.write(str(self._folder / "unfinished"))
+            unfinished = self._folder / "unfinished"
+            # What a kill left behind.
+            shutil.rmtree(unfinished, ignore_errors=True)
+            unfinished.mkdir(parents=True)
+            self._checkpoint.write(str(unfinished / f"epoch-{epoch}"))
             # "data" comes before "index", which alone makes the rest count.
-            for path in sorted(self._folder.glob("unfinished.*")):
+            for path in sorted(unfinished.iterdir()):
                 _sync(path)
-                path.rename(path.with_name(f"epoch-{epoch}{path.suffix}"))
+                path.rename(self._folder / path.name)
+            unfinished.rmdir()
             _sync(self._folder)
         except (OSError, tf.errors.OpError) as error:
             raise OSError(

@@ -191,7 +191,8 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, caplog):
     content = bytearray(data.read_bytes())
     content[len(content) // 2] ^= 1
     data.write_bytes(content)
-    (tmp_path / "unfinished.data-00000-of-00001").write_text("torn")
+    (tmp_path / "unfinished").mkdir()
+    (tmp_path / "unfinished" / "epoch-4.index").write_text("torn")
 
     fresh = _Network()
     assert Checkpoints(tmp_path, fresh.model).restore() == 2
