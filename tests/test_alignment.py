@@ -8,8 +8,7 @@ import pytest
 import tensorflow as tf
 from keras import layers, ops
 
-from keras_fa import models, rules
-from keras_fa.analysis import alignment
+from keras_fa import analysis, models, rules
 from keras_fa.layers import FeedbackConv2D, FeedbackDense, feedback_layers
 
 CROSSENTROPY = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -129,8 +128,8 @@ def test_weight_alignment_is_the_cosine_of_kernel_and_backward_kernel(rule):
     model = models.lenet((18, 18, 2), 3, rule=rule)
     for layer in feedback_layers(model):
         layer.kernel.assign_add(0.1 * np.random.normal(size=layer.kernel.shape))
-    terms = alignment.alignment_terms(model)
-    cosines = alignment.weight_alignment(model)
+    terms = analysis.alignment_terms(model)
+    cosines = analysis.weight_alignment(model)
     assert list(terms) == list(cosines) == ["C1", "C2", "C3", "F1", "F2"]
     for layer in feedback_layers(model):
         w = layer.kernel.numpy().astype("float64")
@@ -146,16 +145,16 @@ def test_weight_alignment_is_the_cosine_of_kernel_and_backward_kernel(rule):
 
 def test_there_is_no_angle_to_zero():
     model = models.mlp((4,), 3, 2, kernel_initializer="zeros")
-    assert all(math.isnan(c) for c in alignment.weight_alignment(model).values())
+    assert all(math.isnan(c) for c in analysis.weight_alignment(model).values())
 
 
 def test_models_without_feedback_layers_and_names_used_twice_are_refused():
     with pytest.raises(ValueError, match="no feedback layers"):
-        alignment.weight_alignment(keras.Sequential([keras.Input((2,))]))
+        analysis.weight_alignment(keras.Sequential([keras.Input((2,))]))
     twins = [models.mlp((3,), 3, 3, name=name) for name in ("a", "b")]
     model = keras.Sequential([keras.Input((3,)), *twins])
     with pytest.raises(ValueError, match=r"more than one layer called \['dense_1"):
-        alignment.weight_alignment(model)
+        analysis.weight_alignment(model)
     # Stock layers train too, and so have a gradient of their own name.
     twins = [
         keras.Sequential([keras.Input((3,)), layers.Dense(3, name="stock")])
@@ -163,7 +162,7 @@ def test_models_without_feedback_layers_and_names_used_twice_are_refused():
     ]
     model = keras.Sequential([keras.Input((3,)), *twins, FeedbackDense(2)])
     with pytest.raises(ValueError, match=r"more than one layer called \['stock"):
-        alignment.GradientAlignment(model, "mse")
+        analysis.GradientAlignment(model, "mse")
 
 
 def test_sign_feedback_is_never_under_its_bound_in_training():
@@ -174,21 +173,21 @@ def test_sign_feedback_is_never_under_its_bound_in_training():
     spike = np.full(kernel.shape, 1e-6)
     spike[0, 0, 0, 0] = 1
     kernel.assign(spike)
-    bounds = alignment.weight_alignment_bounds(model)
+    bounds = analysis.weight_alignment_bounds(model)
     assert bounds["C2"] == 1 / math.sqrt(3 * 3 * 32 * 64)
-    assert alignment.weight_alignment(model)["C1"] < 1.01 * bounds["C1"]
+    assert analysis.weight_alignment(model)["C1"] < 1.01 * bounds["C1"]
     model.compile(keras.optimizers.SGD(0.2, momentum=0.9), CROSSENTROPY)
     for _ in range(8):
         model.train_on_batch(x, y)
-        cosines = alignment.weight_alignment(model)
+        cosines = analysis.weight_alignment(model)
         assert all(cosines[name] >= bounds[name] for name in bounds)
 
 
 def test_bounds_of_the_other_rules():
     assert set(
-        alignment.weight_alignment_bounds(models.mlp((3,), 4, 2, "backprop")).values()
+        analysis.weight_alignment_bounds(models.mlp((3,), 4, 2, "backprop")).values()
     ) == {1.0}
-    assert alignment.weight_alignment_bounds(models.mlp((3,), 4, 2, "fa")) == {
+    assert analysis.weight_alignment_bounds(models.mlp((3,), 4, 2, "fa")) == {
         "dense_1": None,
         "dense_2": None,
     }
@@ -234,7 +233,7 @@ def scalar_output_net(*middle, scale=0.1, **hidden):
 def test_the_bound_of_a_scalar_output_layer_needs_the_conditions_of_the_lemma(
     model, bound
 ):
-    assert alignment.weight_alignment_bounds(model())["output"] == bound
+    assert analysis.weight_alignment_bounds(model())["output"] == bound
 
 
 # Gradients.
@@ -250,7 +249,7 @@ def test_the_bound_of_a_scalar_output_layer_needs_the_conditions_of_the_lemma(
 )
 def test_under_backpropagation_both_gradients_are_one(model, shape):
     model = model()
-    result = alignment.gradient_alignment(model, *batch(shape), CROSSENTROPY)
+    result = analysis.gradient_alignment(model, *batch(shape), CROSSENTROPY)
     for terms in (result.whole, *result.layers.values()):
         # A bias before BatchNorm has a gradient of rounding errors only.
         if terms.true_norm > 1e-6:
@@ -264,7 +263,7 @@ def test_gradient_alignment_equals_two_backward_passes_by_hand(rule, run_eagerly
     model, x, y = float64_mlp(rule)
     for layer in feedback_layers(model):
         layer.kernel.assign_add(0.4 * np.random.normal(size=layer.kernel.shape))
-    result = alignment.GradientAlignment(model, "mse", run_eagerly)(x, y)
+    result = analysis.GradientAlignment(model, "mse", run_eagerly)(x, y)
     (true, _), (feedback, _) = numpy_mlp(model, x, y)
     # Rounding of float64: the worst seen is 6e-16.
     for terms, names in [
@@ -286,7 +285,7 @@ def test_gradient_alignment_equals_two_backward_passes_by_hand(rule, run_eagerly
 def test_gradients_are_those_of_a_cloned_model_with_a_skip_and_a_nested_block():
     model = residual(dropout=0.0)
     x, y = batch((16, 8, 8, 2))
-    result = alignment.gradient_alignment(model, x, y, CROSSENTROPY)
+    result = analysis.gradient_alignment(model, x, y, CROSSENTROPY)
     gradients = []
     for net in (models.with_rule(model, "backprop"), models.with_rule(model, "fa")):
         for old, new in zip(feedback_layers(model), feedback_layers(net), strict=True):
@@ -338,7 +337,7 @@ def test_gradients_are_those_of_a_cloned_model_with_a_skip_and_a_nested_block():
 
 def test_both_passes_see_the_same_dropout_masks_and_batch_statistics():
     model = residual()
-    result = alignment.gradient_alignment(model, *batch((16, 8, 8, 2)), CROSSENTROPY)
+    result = analysis.gradient_alignment(model, *batch((16, 8, 8, 2)), CROSSENTROPY)
     # No feedback reaches the output layer: another mask alone could make them differ.
     output = result.layers["output"]
     assert output.cosine == pytest.approx(1, abs=1e-12)
@@ -348,7 +347,7 @@ def test_both_passes_see_the_same_dropout_masks_and_batch_statistics():
 
 def test_layers_add_up_to_the_whole():
     model = residual()
-    result = alignment.gradient_alignment(model, *batch((16, 8, 8, 2)), CROSSENTROPY)
+    result = analysis.gradient_alignment(model, *batch((16, 8, 8, 2)), CROSSENTROPY)
     layers_ = result.layers.values()
     assert sum(t.inner_product for t in layers_) == pytest.approx(result.inner_product)
     assert sum(t.true_norm**2 for t in layers_) == pytest.approx(
@@ -377,7 +376,7 @@ def test_penalties_are_part_of_both_gradients():
     x, y = np.random.normal(size=(6, 4)), np.random.normal(size=(6, 2))
     loss = keras.losses.MeanSquaredError(dtype="float64")
     without, with_penalty = (
-        alignment.gradient_alignment(model, x, y, loss) for model in (plain, penalised)
+        analysis.gradient_alignment(model, x, y, loss) for model in (plain, penalised)
     )
     kernel = plain.get_layer("a").kernel.numpy()
     assert with_penalty.loss == pytest.approx(without.loss + 0.3 * (kernel**2).sum())
@@ -395,14 +394,14 @@ def test_the_loss_is_the_compiled_models_or_the_one_given():
     model = models.mlp((6,), 8, 3)
     x, y = batch((10, 6))
     with pytest.raises(ValueError, match="not compiled"):
-        alignment.gradient_alignment(model, x, y)
+        analysis.gradient_alignment(model, x, y)
     with pytest.raises(ValueError, match="bogus"):
-        alignment.gradient_alignment(model, x, y, "bogus")
+        analysis.gradient_alignment(model, x, y, "bogus")
     model.compile("sgd", CROSSENTROPY)
-    compiled = alignment.gradient_alignment(model, x, y)
-    assert compiled == alignment.gradient_alignment(model, x, y, CROSSENTROPY)
+    compiled = analysis.gradient_alignment(model, x, y)
+    assert compiled == analysis.gradient_alignment(model, x, y, CROSSENTROPY)
     assert compiled.loss == pytest.approx(model.evaluate(x, y, verbose=0), rel=1e-6)
-    doubled = alignment.gradient_alignment(
+    doubled = analysis.gradient_alignment(
         model, x, y, lambda y, p: 2 * CROSSENTROPY(y, p)
     )
     assert doubled.gradient_norm == pytest.approx(2 * compiled.gradient_norm, rel=1e-5)
@@ -417,23 +416,19 @@ def test_models_of_two_outputs_and_subclassed_models():
     x, y = np.random.normal(size=(2, 6, 4)).astype("float32"), np.zeros((6, 2))
     y = {"a": y, "b": y}
     before = [v.numpy() for v in model.variables]
-    result = alignment.gradient_alignment(model, x[0], y)
+    result = analysis.gradient_alignment(model, x[0], y)
     assert all(
         np.array_equal(a, v.numpy())
         for a, v in zip(before, model.variables, strict=True)
     )
     assert result.loss == pytest.approx(model.evaluate(x[0], y, verbose=0)[0], rel=1e-6)
     assert result.layers["a"].cosine == pytest.approx(1)
-    assert set(alignment.error_alignment(model, x[0], y)) == {"shared"}
+    assert set(analysis.error_alignment(model, x[0], y)) == {"shared"}
 
     model = Subclassed()
     model(x[0])
-    assert (
-        alignment.gradient_alignment(model, x[0], y["a"][:, :1], "mse").cosine < 0.999
-    )
-    assert set(alignment.error_alignment(model, x[0], y["a"][:, :1], "mse")) == {
-        "first"
-    }
+    assert analysis.gradient_alignment(model, x[0], y["a"][:, :1], "mse").cosine < 0.999
+    assert set(analysis.error_alignment(model, x[0], y["a"][:, :1], "mse")) == {"first"}
 
 
 def state(model):
@@ -451,7 +446,7 @@ def test_looking_changes_nothing():
         )
         owned = [dict(vars(layer)) for layer in model._flatten_layers()]
         own_rules = [layer.rule for layer in feedback_layers(model)]
-        instrument = alignment.GradientAlignment(model)
+        instrument = analysis.GradientAlignment(model)
         for _ in range(3):
             if look:
                 before = state(model)
@@ -471,7 +466,7 @@ def test_looking_changes_nothing():
 
 def test_a_failing_pass_leaves_rules_and_layers_as_they_were():
     model = models.mlp((4,), 3, 2)
-    instrument = alignment.GradientAlignment(model, "mse")
+    instrument = analysis.GradientAlignment(model, "mse")
     wrong = np.ones((2, 5), "float32")
     own = [layer.rule for layer in feedback_layers(model)]
     for method in (instrument, instrument.errors):
@@ -483,7 +478,7 @@ def test_a_failing_pass_leaves_rules_and_layers_as_they_were():
             raise RuntimeError("here")
         return outputs
 
-    instrument = alignment.GradientAlignment(model, fails_under_backpropagation)
+    instrument = analysis.GradientAlignment(model, fails_under_backpropagation)
     for method in (instrument, instrument.errors):
         with pytest.raises(RuntimeError, match="here"):
             method(np.ones((2, 4), "float32"), np.ones((2, 2), "float32"))
@@ -493,7 +488,7 @@ def test_a_failing_pass_leaves_rules_and_layers_as_they_were():
 
 def test_an_instrument_follows_the_weights_and_takes_any_batch_size():
     model = models.mlp((6,), 8, 3)
-    instrument = alignment.GradientAlignment(model, CROSSENTROPY)
+    instrument = analysis.GradientAlignment(model, CROSSENTROPY)
     x, y = batch((12, 6))
     first = instrument(x, y)
     feedback_layers(model)[-1].kernel.assign(feedback_layers(model)[-1].feedback)
@@ -501,7 +496,7 @@ def test_an_instrument_follows_the_weights_and_takes_any_batch_size():
     assert first.cosine < 0.99
     fewer = x[:5], y[:5]
     assert instrument(*fewer).inner_product == pytest.approx(
-        alignment.gradient_alignment(model, *fewer, CROSSENTROPY).inner_product,
+        analysis.gradient_alignment(model, *fewer, CROSSENTROPY).inner_product,
         rel=1e-5,
     )
 
@@ -510,7 +505,7 @@ def test_frozen_layers_are_left_out():
     model = models.mlp((6,), (8, 7), 3)
     model.get_layer("dense_1").trainable = False
     x, y = batch((12, 6))
-    instrument = alignment.GradientAlignment(model, CROSSENTROPY)
+    instrument = analysis.GradientAlignment(model, CROSSENTROPY)
     assert set(instrument(x, y).layers) == {"dense_2", "dense_3"}
     # An error still arrives at its output.
     errors = instrument.errors(x, y)
@@ -521,7 +516,7 @@ def test_frozen_layers_are_left_out():
 def test_the_predicted_decrease_is_the_measured_one_as_the_step_shrinks():
     # A smooth network: at a kink of ReLU the rest is not of second order.
     model, x, y = float64_mlp("fa", activation="tanh")
-    instrument = alignment.GradientAlignment(model, "mse")
+    instrument = analysis.GradientAlignment(model, "mse")
     slope = instrument(x, y).inner_product
     deviations = []
     for step in (1e-3, 1e-4, 1e-5):
@@ -550,7 +545,7 @@ def test_error_alignment_equals_two_backward_passes_by_hand(own_activation):
             fused.add(FeedbackDense(**config))
         fused.set_weights(model.get_weights())
         model = fused
-    instrument = alignment.GradientAlignment(model, "mse")
+    instrument = analysis.GradientAlignment(model, "mse")
     for per_example in (False, True):
         measured = instrument.errors(x, y, per_example)
         assert set(measured) == {"dense_1", "dense_2"}
@@ -570,27 +565,27 @@ def test_with_one_output_error_alignment_is_that_of_the_output_weights():
     model = models.mlp((6,), 8, 1, activation="relu")
     x, _ = batch((12, 6))
     y = np.linspace(-1, 1, 12, dtype="float32")[:, None]
-    expected = alignment.weight_alignment(model)["dense_2"]
+    expected = analysis.weight_alignment(model)["dense_2"]
     for per_example in (False, True):
-        errors = alignment.error_alignment(model, x, y, "mse", per_example)
+        errors = analysis.error_alignment(model, x, y, "mse", per_example)
         assert errors["dense_1"].cosine == pytest.approx(expected, abs=1e-6)
 
 
 def test_error_alignment_through_skips_and_nested_models():
     model = residual()
     x, y = batch((16, 8, 8, 2))
-    errors = alignment.error_alignment(model, x, y, CROSSENTROPY)
+    errors = analysis.error_alignment(model, x, y, CROSSENTROPY)
     assert set(errors) == {"conv_1", "conv_2", "hidden"}
     assert all(-1 < terms.cosine < 0.99 for terms in errors.values())
     backprop = models.with_rule(model, "backprop")
-    errors = alignment.error_alignment(backprop, x, y, CROSSENTROPY)
+    errors = analysis.error_alignment(backprop, x, y, CROSSENTROPY)
     assert all(terms.cosine == pytest.approx(1, abs=1e-6) for terms in errors.values())
 
 
 def test_a_softmax_layer_after_the_output_layer_is_output_too():
     model = models.mlp((6,), 8, 3)
     model.add(layers.Softmax())
-    errors = alignment.error_alignment(
+    errors = analysis.error_alignment(
         model, *batch((12, 6)), "sparse_categorical_crossentropy"
     )
     assert set(errors) == {"dense_1"}
@@ -604,7 +599,7 @@ def test_a_layer_called_twice_has_the_errors_of_both_calls():
     model = keras.Model(inputs, output(added))
     x = list(np.random.normal(size=(2, 6, 4)).astype("float32"))
     y = np.ones((6, 1), "float32")
-    terms = alignment.error_alignment(model, x, y, "mse")["shared"]
+    terms = analysis.error_alignment(model, x, y, "mse")["shared"]
     error = abs(2 * (model(x).numpy() - y).mean())
     for norm, kernel in (
         (terms.true_norm, output.kernel),

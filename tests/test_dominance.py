@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from keras import layers, ops
 
-from keras_fa import rules
-from keras_fa.analysis import alignment, dominance
+from keras_fa import analysis, rules
+from keras_fa.analysis import dominance
 from keras_fa.layers import FeedbackDense
 
 
@@ -272,9 +272,9 @@ def test_proposition_5_7(rule, data):
         np.ones((8, 1)),
         slope,
     )
-    bound = alignment.weight_alignment_bounds(model)[output.name]
+    bound = analysis.weight_alignment_bounds(model)[output.name]
     assert bound == pytest.approx(1 / math.sqrt(8))
-    instrument = alignment.GradientAlignment(model, exponential_loss)
+    instrument = analysis.GradientAlignment(model, exponential_loss)
     model.compile(keras.optimizers.SGD(step), exponential_loss, jit_compile=False)
     products, losses = [], []
     for _ in range(steps):
@@ -282,7 +282,7 @@ def test_proposition_5_7(rule, data):
         products.append(result.inner_product)
         losses.append(result.loss)
         assert (output.kernel.numpy() > 0).all()
-        assert alignment.weight_alignment(model)[output.name] >= bound
+        assert analysis.weight_alignment(model)[output.name] >= bound
         model.train_on_batch(x, y[:, None])
     alphas = dominance.running_alpha(products, losses, beta=2)
     assert alphas[-1] >= guaranteed > 0

@@ -228,7 +228,7 @@ def test_a_finished_run_is_not_run_again_and_another_config_refused(tmp_path):
     before = (tmp_path / "metrics.jsonl").stat().st_mtime_ns
     assert experiment.run(digits(), tmp_path) == first
     assert (tmp_path / "metrics.jsonl").stat().st_mtime_ns == before
-    with pytest.raises(results.RunFolderError, match=r"optimizer\.learning_rate: 0\.02"):
+    with pytest.raises(results.RunFolderError, match=r"learning_rate: 0\.02"):
         experiment.run(digits(optimizer={"learning_rate": 0.03}), tmp_path)
 
 

@@ -1,15 +1,17 @@
 """The instruments: conserved groups and their ledger, alignment, dominance."""
 
 from keras_fa.analysis.alignment import (
-    GradientAlignment,
     alignment_terms,
-    error_alignment,
-    gradient_alignment,
     weight_alignment,
     weight_alignment_bounds,
 )
 from keras_fa.analysis.conservation import conserved_groups, potentials
 from keras_fa.analysis.dominance import loss_bound, running_alpha, separability
+from keras_fa.analysis.gradient_alignment import (
+    GradientAlignment,
+    error_alignment,
+    gradient_alignment,
+)
 from keras_fa.analysis.ledger import Ledger
 
 __all__ = [
