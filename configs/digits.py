@@ -16,4 +16,6 @@ def get_config():
     config.optimizer.learning_rate = 0.05
     config.batch_size = 32
     config.epochs = 60
+    config.instruments.ledger = True
+    config.instruments.gradient_alignment = True
     return config

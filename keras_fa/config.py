@@ -29,7 +29,8 @@ def default_config():
         - `feedback_initializer`: What draws B under "fa"; None is the layer's own
           kernel initializer.
         - `sign_scale`: Scale s of "sign_fa": "glorot" or a number in quotes.
-        - `loss`: "cross_entropy" (softmax, integer labels) or the name of a Keras loss.
+        - `loss`: "cross_entropy" (softmax, integer labels), "exponential" (labels -1
+          and 1) or the name of a Keras loss.
         - `optimizer`: `name` ("sgd" is `keras_fa.optimizers.TorchSGD`, "adam" Keras's),
           `learning_rate`, `momentum` (sgd) and `weight_decay` (coupled for sgd).
         - `schedule`: From epoch `boundaries[i]` on the learning rate is the initial one

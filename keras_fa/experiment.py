@@ -349,7 +349,8 @@ def _network(config, dataset, rule):
     try:
         return _BUILDERS[name](
             dataset.input_shape,
-            num_classes=dataset.num_classes,
+            # A regression set has as many outputs as targets.
+            num_classes=dataset.num_classes or dataset.target_shape[-1],
             rule=rule,
             kernel_initializer=initializer,
             dtype=config.dtype,
@@ -363,7 +364,22 @@ def _loss(name):
     if name == "cross_entropy":
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         return loss, [keras.metrics.SparseCategoricalAccuracy(name="accuracy")]
+    if name == "exponential":
+        return exponential_loss, []
     return keras.losses.get(name), []
+
+
+def exponential_loss(y_true, y_pred):
+    """exp(-y f(x)), the loss of proposition 5.7 of Robertson and Koyejo (2024).
+
+    Args:
+        y_true: Labels -1 and +1, shape (batch, 1).
+        y_pred: Outputs f(x), shape (batch, 1).
+
+    Returns:
+        Tensor (batch,).
+    """
+    return keras.ops.mean(keras.ops.exp(-y_true * y_pred), axis=-1)
 
 
 def _optimizer(config, steps_per_epoch):

@@ -15,6 +15,7 @@ def mlp(
     activation="leaky_relu",
     use_bias=True,
     kernel_initializer="glorot_uniform",
+    output_initializer=None,
     bias_initializer="zeros",
     negative_slope=0.01,
     dtype=None,
@@ -33,6 +34,7 @@ def mlp(
         activation: Name of the hidden activation or a callable; None for a linear net.
         use_bias: Whether the layers have biases.
         kernel_initializer: Of every kernel, and so of the feedback under "fa".
+        output_initializer: Of the last kernel, where it is another one.
         bias_initializer: Of every bias.
         negative_slope: Slope of "leaky_relu" below 0. 0.01 is torch's default, which
             the papers used; Keras's is 0.3.
@@ -57,7 +59,15 @@ def mlp(
         model.add(dense(units, name=f"dense_{index}"))
         if activation is not None:
             model.add(_activation(activation, negative_slope, dtype, index))
-    model.add(dense(num_classes, name=f"dense_{len(hidden_units) + 1}"))
+    if output_initializer is None:
+        output_initializer = kernel_initializer
+    model.add(
+        dense(
+            num_classes,
+            name=f"dense_{len(hidden_units) + 1}",
+            kernel_initializer=output_initializer,
+        )
+    )
     return model
 
 
@@ -268,7 +278,7 @@ def _factory(layer_class, rule, use_bias, kernel_initializer, bias_initializer, 
     # One rule object for all layers, so that a seed gives each its own feedback.
     rule = rules.get(rule)
 
-    def make(*args, **kwargs):
+    def make(*args, kernel_initializer=kernel_initializer, **kwargs):
         return layer_class(
             *args,
             rule=rule,

@@ -127,7 +127,10 @@ def _draw(runs, folder):
     runs = list(runs.values())
     paths = [
         figures.potential_ratio(runs, folder / "potentials.png"),
+        figures.drift_against_ledger(runs, folder / "ledger.png"),
         figures.weight_alignment(runs, folder / "alignment.png"),
+        figures.gradient_decomposition(runs, folder / "gradient.png"),
+        figures.loss_bound(runs, folder / "loss_bound.png"),
         figures.accuracy(runs, folder / "accuracy.png"),
     ]
     return [path for path in paths if path is not None]
