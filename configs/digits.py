@@ -2,6 +2,8 @@
 
 Source: the set-up of Robertson and Koyejo (2024), section 6, on a small data set.
 Command: make train
+Expected: 15 seconds a rule on 2 cores; test accuracy 97.5% (backprop, sign_fa), 97.2%
+    (ada_fa), 96.9% (fa) at seed 0.
 """
 
 from keras_fa.config import default_config

@@ -3,6 +3,9 @@
 Source: Robertson and Koyejo (2024), section 6 and appendix A: figures 2 to 4, table 3.
 Command: python trainers/train.py --config=configs/noisy_mnist.py --workdir=DIR \
              --config.model.hidden_units="(60,)" --config.rule=sign_fa
+Expected: 3 to 6 minutes a rule on 2 busy cores. At width 60 and seed 0 test accuracy
+    88.3% (backprop), 88.4% (fa), 89.6% (ada_fa), 87.4% (sign_fa), the units' mean
+    deviation of Phi/Phi(0) from 1 0.003, 0.006, 0.004 and 0.027.
 
 Choices where the paper is silent: inputs standardised by one mean and one standard
 deviation; no biases, as in the paper's equations; "weights uniform in [-1/sqrt(m),

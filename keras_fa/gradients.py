@@ -47,10 +47,8 @@ def linear(op, inputs, kernel, backward_kernel):
     """
     if backward_kernel is kernel:
         return op(inputs, kernel)
-    # Variables must not reach tf.custom_gradient, which would ask for their gradients
-    # through a `variables` argument.
-    kernel = ops.convert_to_tensor(kernel)
-    backward_kernel = ops.convert_to_tensor(backward_kernel)
+    # Only results of operations reach the custom gradient, never a variable, for which
+    # TensorFlow would ask through a `variables` argument.
     return _fan_out(
         op(ops.stop_gradient(inputs), kernel),
         op(inputs, ops.stop_gradient(backward_kernel)),

@@ -59,12 +59,12 @@ class _Feedback:
         return self._rule.backward_kernel(self.kernel, self.feedback)
 
     def _linear(self, op, inputs, kernel):
-        kernel = ops.convert_to_tensor(kernel)
-        feedback = self.feedback
-        if feedback is not None:
-            feedback = ops.convert_to_tensor(feedback)
+        # W is read once, and B made from that reading. With a second reading of its
+        # own, B sometimes came from the weights after the update: nothing in the graph
+        # held the update back until then. (ops.convert_to_tensor would not read.)
+        kernel = ops.copy(kernel)
         return gradients.linear(
-            op, inputs, kernel, self._rule.backward_kernel(kernel, feedback)
+            op, inputs, kernel, self._rule.backward_kernel(kernel, self.feedback)
         )
 
     def get_config(self):

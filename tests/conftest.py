@@ -7,6 +7,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import keras
 import pytest
 import tensorflow as tf
+from tensorflow.python.framework.config import disable_op_determinism
 
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0],
@@ -26,5 +27,7 @@ def fresh_keras():
     keras.utils.clear_session(free_memory=False)
     keras.utils.set_random_seed(1)
     yield
+    # A run asks for it, and it would refuse XLA to every test that comes after.
+    disable_op_determinism()
     keras.config.set_dtype_policy("float32")
     keras.config.set_image_data_format("channels_last")

@@ -203,6 +203,31 @@ def test_compiled_gradients_equal_eager(case, compiled, rule):
         assert_close(actual, expected)
 
 
+@rules_and
+@pytest.mark.parametrize("case", LAYERS)
+def test_a_graph_reads_the_kernel_once(case, rule):
+    """A second reading, for sign-FA's B, could come after the optimizer's update."""
+    layer = LAYERS[case].make(rule)
+    x = tf.constant(LAYERS[case].inputs())
+    layer.build(x.shape)
+
+    @tf.function
+    def gradients_of(x):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            loss = tf.reduce_sum(layer(x) ** 2)
+        return tape.gradient(loss, [x, layer.kernel.value])
+
+    graph = gradients_of.get_concrete_function(x).graph
+    (handle,) = [
+        inner for outer, inner in graph.captures if outer is layer.kernel.value.handle
+    ]
+    readers = [
+        op for op in graph.get_operations() if any(i is handle for i in op.inputs)
+    ]
+    assert [op.type for op in readers] == ["ReadVariableOp"]
+
+
 def _ten_steps(layer, x, mode):
     """y and the gradients before, and all weights after, ten steps of SGD."""
     optimizer = keras.optimizers.SGD(0.05, momentum=0.9)
