@@ -9,7 +9,7 @@ from keras import layers, ops
 
 from keras_fa import layers as feedback
 from keras_fa import models, rules
-from keras_fa.analysis.conservation import conserved_groups, potentials
+from keras_fa.analysis import conserved_groups, potentials
 from keras_fa.analysis.ledger import Ledger
 
 # Biases and BatchNorm's scales away from their special initial values.

@@ -5,13 +5,14 @@ from keras_fa.analysis.alignment import (
     weight_alignment,
     weight_alignment_bounds,
 )
-from keras_fa.analysis.conservation import conserved_groups, potentials
+from keras_fa.analysis.conservation import potentials
 from keras_fa.analysis.dominance import loss_bound, running_alpha, separability
 from keras_fa.analysis.gradient_alignment import (
     GradientAlignment,
     error_alignment,
     gradient_alignment,
 )
+from keras_fa.analysis.groups import conserved_groups
 from keras_fa.analysis.ledger import Ledger
 
 __all__ = [

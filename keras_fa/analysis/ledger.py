@@ -25,10 +25,10 @@ from keras_fa.analysis.conservation import (
     Reader,
     by_unit,
     column_products,
-    conserved_groups,
     potential,
     row_products,
 )
+from keras_fa.analysis.groups import conserved_groups
 
 _TERMS = ("squared_steps", "flips", "first_order")
 

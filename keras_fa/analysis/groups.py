@@ -1,0 +1,373 @@
+"""Conserved groups: which channels of a Keras graph share a conserved quantity.
+
+The law itself, what is conserved and when, is told in `conservation`.
+"""
+
+import dataclasses
+
+import numpy as np
+from keras import layers
+
+from keras_fa import rules
+from keras_fa.analysis import graph
+from keras_fa.layers import (
+    FeedbackConv1D,
+    FeedbackConv2D,
+    FeedbackConv3D,
+    FeedbackDense,
+)
+
+# Exact types everywhere: a subclass may compute anything.
+_DENSE = {layers.Dense, FeedbackDense}
+_FEEDBACK = {FeedbackDense, FeedbackConv1D, FeedbackConv2D, FeedbackConv3D}
+_LINEAR = {layers.Dense, layers.Conv1D, layers.Conv2D, layers.Conv3D} | _FEEDBACK
+# A rule belongs here if B is constant along the flow or the sign of W times a constant,
+# so that <W, B> has the derivative <B, dW>; or if it is W itself: `Consumer.feedback`.
+_RULES = {
+    rules.Backprop,
+    rules.FeedbackAlignment,
+    rules.AdaptiveFeedbackAlignment,
+    rules.SignFeedbackAlignment,
+}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Producer:
+    """A layer whose output channels belong to a group.
+
+    Attributes:
+        layer: The Keras layer.
+        path: Its name, after those of the nested models that it stands in.
+        variables: Kernel and bias, or gamma and beta, as far as it has them; channels
+            along the last axis of each. Empty for a layer without a known law.
+        units: Integer array (output channels,): the unit of the group that each output
+            channel belongs to, -1 for the channels of other groups.
+    """
+
+    layer: object
+    path: str
+    variables: tuple
+    units: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Consumer:
+    """A layer whose input channels belong to a group.
+
+    Attributes:
+        layer: The Keras layer.
+        path: Its name, after those of the nested models that it stands in.
+        kernel: Its kernel W, `(..., input channels / groups, output channels)`; None
+            for a BatchNorm, which adds nothing, and a layer without a known law.
+        units: Integer array (input channels,): the unit of the group that each input
+            channel, and with it the kernel's row, belongs to; -1 for other groups.
+    """
+
+    layer: object
+    path: str
+    kernel: object
+    units: np.ndarray
+
+    def feedback(self):
+        """The backward kernel B now, None where it is the kernel itself."""
+        if type(self.layer) not in _FEEDBACK or _is_backprop(self.layer):
+            return None
+        return self.layer.backward_kernel()
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Group:
+    """Channels that share producers and consumers, and the law for each, if any.
+
+    Attributes:
+        name: Name of the first producer in the order of the graph, made unique:
+            nested models' names stand before it if two producers share it, and a
+            number after it (".2") if two groups share the producer.
+        kind: "potential", or "norm" where all consumers are BatchNorms: then the
+            conserved quantity is the producers' half squared norm.
+        producers: Tuple of `Producer`.
+        consumers: Tuple of `Consumer`.
+        units: Number of conserved quantities.
+        reason: Why there is no law, or None where there is one.
+    """
+
+    name: str
+    kind: str
+    producers: tuple
+    consumers: tuple
+    units: int
+    reason: str | None
+
+    @property
+    def conserved(self):
+        """Whether there is a law."""
+        return self.reason is None
+
+    def __str__(self):
+        # Paths only where names do not tell the layers apart.
+        ends = {end.path: end.layer.name for end in self.producers + self.consumers}
+        if len(set(ends.values())) < len(ends):
+            ends = {path: path for path in ends}
+        sides = [
+            " + ".join(ends[end.path] for end in side)
+            for side in (self.producers, self.consumers)
+        ]
+        line = f"{' -> '.join(filter(None, sides))} ({self.units} units"
+        if self.kind == "norm":
+            line += ", norm"
+        return line + (")" if self.conserved else f"; no law: {self.reason})")
+
+
+def conserved_groups(model):
+    """The groups of channels of a model, each with its law or the reason for none.
+
+    Dense layers and Conv1D to Conv3D, stock ones (backpropagation) and this toolkit's,
+    and BatchNorm are joined through ReLU, leaky ReLU, pooling, padding, cropping,
+    upsampling, flatten, reshape, permute, dropout, concatenation, and through sums,
+    means, maxima and minima of tensors. A layer that is called twice has one law for
+    both calls together. The channels of the last layer, which no layer consumes, and
+    the input's, which none produces, form no group.
+
+    Args:
+        model: A built Sequential or functional Keras model; nested ones are followed.
+
+    Returns:
+        List of `Group`, in the order of the graph. It describes the model as it is:
+        call again after a change of `trainable`.
+
+    Raises:
+        ValueError: If the model has no graph.
+
+    Example:
+        >>> for group in conserved_groups(keras_fa.models.mlp((784,), 60, 10)):
+        ...     print(group)
+        dense_1 -> dense_2 (60 units)
+    """
+    return _groups(_Walk(model))
+
+
+@dataclasses.dataclass(eq=False)
+class _End:
+    """A layer with weights, and the numbers of its output and its input channels."""
+
+    layer: object
+    path: str
+    columns: np.ndarray
+    rows: np.ndarray
+    known: bool = True
+
+
+class _Walk:
+    """One walk along the graph: its ends, and the channels of the model's outputs."""
+
+    def __init__(self, model):
+        self.channels = graph.Channels()
+        self._ends = {}
+        calls, outputs = graph.flatten(model)
+        labels = {}
+        for call in calls:
+            made = self._step(call, [labels[key] for key in call.inputs])
+            labels.update(zip(call.outputs, made, strict=True))
+            if getattr(call.operation, "activity_regularizer", None) is not None:
+                for channels in made:
+                    self.channels.mark(
+                        channels, f"'{call.path}' has an activity regularizer"
+                    )
+        self.ends = list(self._ends.values())
+        self.outputs = np.concatenate([labels[key].ravel() for key in outputs])
+
+    def _step(self, call, taken):
+        """Labels of the outputs of a call, from those of its inputs."""
+        layer = call.operation
+        if not taken:
+            return [self._source(shape) for shape in call.output_shapes]
+        if _is_linear(layer):
+            axis = -1 if type(layer) in _DENSE else graph.channel_axis(layer)
+            labels = self._end(call, taken[0], axis)
+            reason = graph.activation_reason(layer.activation, call.path)
+            if reason is not None:
+                self.channels.mark(labels, reason)
+            return [labels]
+        if type(layer) is layers.BatchNormalization and len(taken) == 1:
+            axis = layer.axis % len(call.input_shapes[0]) - 1
+            return [self._end(call, taken[0], axis)]
+        if getattr(layer, "weights", None):
+            return self._unknown_end(call, taken)
+        return graph.follow(self.channels, call, taken)
+
+    def _source(self, shape):
+        labels = graph.new_labels(self.channels, shape, -1)
+        self.channels.mark(labels, "the network input is part of the stream")
+        return labels
+
+    def _end(self, call, labels, axis):
+        """A call of a dense layer, a convolution or a BatchNorm."""
+        layer, size = call.operation, call.input_shapes[0][1:][axis]
+        axis %= labels.ndim
+        rows = self.channels.merge_axes(
+            labels, [other for other in range(labels.ndim) if other != axis]
+        )
+        rows = np.broadcast_to(rows.ravel(), size)
+        if id(layer) in self._ends:
+            # The same weights again: their gradient is the sum over the calls, and so
+            # is the law.
+            self.channels.join(self._ends[id(layer)].rows, rows)
+        else:
+            linear = type(layer) in _LINEAR
+            columns = self.channels.new(layer.kernel.shape[-1] if linear else size)
+            self._ends[id(layer)] = _End(layer, call.path, columns, rows)
+            for reason in _producer_reasons(layer, call.path):
+                self.channels.mark(columns, reason)
+            for reason in _consumer_reasons(layer, call.path):
+                self.channels.mark(rows, reason)
+        columns = self._ends[id(layer)].columns
+        return graph.along(columns, len(call.output_shapes[0]) - 1, axis)
+
+    def _unknown_end(self, call, taken):
+        """A call of any other layer with weights."""
+        layer = call.operation
+        made = [
+            graph.new_labels(self.channels, shape, -1) for shape in call.output_shapes
+        ]
+        rows, columns = (
+            np.concatenate([labels.ravel() for labels in side])
+            for side in (taken, made)
+        )
+        for channels in (rows, columns):
+            self.channels.mark(
+                channels, f"'{call.path}' ({type(layer).__name__}) has no known law"
+            )
+        known = self._ends.get(id(layer))
+        if known is not None:
+            rows = np.concatenate([known.rows, rows])
+            columns = np.concatenate([known.columns, columns])
+        self._ends[id(layer)] = _End(layer, call.path, columns, rows, known=False)
+        return made
+
+
+def _is_linear(layer):
+    return (
+        type(layer) in _LINEAR
+        and not layer.lora_enabled
+        and layer.quantization_mode is None
+    )
+
+
+def _is_backprop(layer):
+    return type(layer) not in _FEEDBACK or type(layer.rule) is rules.Backprop
+
+
+def _variables(layer):
+    """What a layer produces its channels with, as far as it has it."""
+    if type(layer) in _LINEAR:
+        variables = (layer.kernel, layer.bias)
+    else:
+        variables = (layer.gamma, layer.beta)
+    return tuple(v for v in variables if v is not None)
+
+
+def _producer_reasons(layer, path):
+    if type(layer) not in _LINEAR and layer.gamma is None:
+        # Its outputs are then not scaled by anything that learns.
+        yield f"'{path}' has no gamma (scale=False)"
+    for variable in _variables(layer):
+        yield from _variable_reasons(variable, path)
+
+
+def _consumer_reasons(layer, path):
+    if type(layer) in _LINEAR:
+        yield from _variable_reasons(layer.kernel, path)
+        if type(layer) in _FEEDBACK and type(layer.rule) not in _RULES:
+            yield f"'{path}' follows {type(layer.rule).__name__}, without a known law"
+    elif not layer.trainable:
+        # It then normalises by fixed statistics: an affine map, not scale-invariant.
+        yield f"'{path}' is frozen (trainable=False)"
+
+
+def _variable_reasons(variable, path):
+    if not variable.trainable:
+        yield f"'{path}' is frozen (trainable=False)"
+    for what in ("regularizer", "constraint"):
+        if getattr(variable, what, None) is not None:
+            yield f"'{path}' has a {variable.name} {what}"
+
+
+def _groups(walk):
+    """The components of channels, those with the same ends and fate in one group."""
+    components = walk.channels.components()
+
+    def of(channels):
+        return np.unique(components[channels]).tolist()
+
+    producers, consumers, reasons = ({c: [] for c in of(...)} for _ in range(3))
+    for index, end in enumerate(walk.ends):
+        for component in of(end.columns):
+            producers[component].append(index)
+        for component in of(end.rows):
+            consumers[component].append(index)
+    for channels, reason in walk.channels.marks:
+        for component in of(channels):
+            reasons[component].append(reason)
+    for component in of(walk.outputs):
+        if consumers[component]:
+            reasons[component].append("the stream is an output of the model")
+        else:
+            producers[component].clear()
+    alike = {}
+    for component in sorted(producers, key=lambda c: (producers[c], c)):
+        # A component without consumers counts if what takes their place is unknown.
+        if producers[component] and (consumers[component] or reasons[component]):
+            sides = (tuple(producers[component]), tuple(consumers[component]))
+            lawful = not reasons[component]
+            alike.setdefault((*sides, lawful), []).append(component)
+    names = _names([walk.ends[producing[0]] for producing, _, _ in alike])
+    groups = []
+    for name, (key, members) in zip(names, alike.items(), strict=True):
+        unit_of = np.full(len(components), -1)
+        unit_of[members] = np.arange(len(members))
+        why = dict.fromkeys(reason for c in members for reason in reasons[c])
+        producing, consuming = ([walk.ends[i] for i in side] for side in key[:2])
+        groups.append(
+            _group(name, producing, consuming, unit_of[components], "; ".join(why))
+        )
+    return groups
+
+
+def _group(name, producing, consuming, units, reason):
+    """A `Group` of ends; `units`: the unit of every channel, -1 outside the group."""
+    producers = tuple(
+        Producer(
+            end.layer,
+            end.path,
+            _variables(end.layer) if end.known else (),
+            units[end.columns],
+        )
+        for end in producing
+    )
+    consumers = tuple(
+        Consumer(
+            end.layer,
+            end.path,
+            end.layer.kernel if end.known and type(end.layer) in _LINEAR else None,
+            units[end.rows],
+        )
+        for end in consuming
+    )
+    norms = [type(end.layer) is layers.BatchNormalization for end in consuming]
+    kind = "norm" if norms and all(norms) else "potential"
+    return Group(name, kind, producers, consumers, int(units.max()) + 1, reason or None)
+
+
+def _names(ends):
+    """Names of groups after their first producers, made unique."""
+    layers_of_name = {}
+    for end in ends:
+        layers_of_name.setdefault(end.layer.name, set()).add(id(end.layer))
+    names, taken = [], {}
+    for end in ends:
+        name = end.layer.name
+        if len(layers_of_name[name]) > 1:
+            name = end.path
+        taken[name] = taken.get(name, 0) + 1
+        names.append(name if taken[name] == 1 else f"{name}.{taken[name]}")
+    return names
