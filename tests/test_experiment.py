@@ -283,9 +283,11 @@ def test_schedule_and_full_batch(tmp_path):
 
 def test_mirrored_run_equals_the_single_device(tmp_path, mirrored, monkeypatch):
     monkeypatch.setattr(experiment.distribution, "get_strategy", lambda _: mirrored)
-    experiment.run(digits(batch_size=50), tmp_path / "two", strategy="mirrored")
+    everything = {"ledger": True, "gradient_alignment": True, "error_alignment": True}
+    config = digits(batch_size=50, instruments=everything)
+    experiment.run(config, tmp_path / "two", strategy="mirrored")
     monkeypatch.undo()
-    experiment.run(digits(batch_size=50), tmp_path / "one")
+    experiment.run(config, tmp_path / "one")
     for two, one in zip(lines(tmp_path / "two"), lines(tmp_path / "one"), strict=True):
         assert two.keys() == one.keys()
         for key in one:

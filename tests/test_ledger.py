@@ -128,7 +128,7 @@ def test_momentum_and_weight_decay_are_first_order(rule):
     model = models.with_rule(small_lenet(), rule)
     ledger = Ledger(model)
     optimizer = keras.optimizers.SGD(0.02, momentum=0.9, weight_decay=1e-3)
-    train(model, optimizer, 200, ledger)
+    train(model, optimizer, 500, ledger)
     for entry in ledger.report().values():
         drift = largest(entry.measured)
         assert largest(entry.remainder) < 1e-12 * drift
