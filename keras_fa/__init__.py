@@ -5,7 +5,15 @@ import importlib
 from keras_fa import gradients, layers, models, optimizers, rules
 
 # Rooms that bring a data set library or a plotting library load on first use.
-_LAZY = ("analysis", "callbacks", "datasets", "distribution", "experiment")
+_LAZY = (
+    "analysis",
+    "callbacks",
+    "datasets",
+    "distribution",
+    "experiment",
+    "figures",
+    "results",
+)
 
 __all__ = ["gradients", "layers", "models", "optimizers", "rules", *_LAZY]
 
