@@ -34,4 +34,6 @@ def get_config():
     config.epochs = 6000
     config.log_every = 5
     config.checkpoint_every = 500
+    config.instruments.layer_terms = True
+    config.jit_compile = "on"
     return config

@@ -22,17 +22,20 @@ def default_config():
         - `dataset`: `name`, and any other argument of `keras_fa.datasets.load`; None
           leaves the argument out.
         - `model`: `name` (mlp, lenet, resnet18) and any other argument of its builder.
-          `kernel_initializer` may also be "uniform_fan_in", uniform in
-          +-1/sqrt(fan in), torch's default for dense layers, or "uniform_width",
-          uniform in +-1/sqrt(first hidden width) for every layer.
+          `kernel_initializer` and `output_initializer` may also be "uniform_fan_in",
+          uniform in +-1/sqrt(fan in), torch's default for dense layers;
+          "uniform_width", uniform in +-1/sqrt(first hidden width) for every layer; or
+          "normal(0.5)", normal with standard deviation 0.5.
         - `rule`: backprop, fa, ada_fa or sign_fa.
         - `feedback_initializer`: What draws B under "fa"; None is the layer's own
           kernel initializer.
         - `sign_scale`: Scale s of "sign_fa": "glorot" or a number in quotes.
         - `loss`: "cross_entropy" (softmax, integer labels), "exponential" (labels -1
-          and 1) or the name of a Keras loss.
+          and 1), "half_squared_error" (summed) or the name of a Keras loss.
         - `optimizer`: `name` ("sgd" is `keras_fa.optimizers.TorchSGD`, "adam" Keras's),
-          `learning_rate`, `momentum` (sgd) and `weight_decay` (coupled for sgd).
+          `learning_rate`, `momentum` (sgd) and `weight_decay` (coupled for sgd). For
+          sgd also `weight_decay_layers`, the names of the only layers to decay (none:
+          all), and `weight_decay_epochs`, after which it ends (None: never).
         - `schedule`: From epoch `boundaries[i]` on the learning rate is the initial one
           times `factors[i]`.
         - `epochs`: How many.
@@ -68,7 +71,14 @@ def default_config():
     config.sign_scale = "glorot"
     config.loss = "cross_entropy"
     config.optimizer = ConfigDict(
-        {"name": "sgd", "learning_rate": 0.01, "momentum": 0.0, "weight_decay": 0.0}
+        {
+            "name": "sgd",
+            "learning_rate": 0.01,
+            "momentum": 0.0,
+            "weight_decay": 0.0,
+            "weight_decay_layers": (),
+            "weight_decay_epochs": placeholder(int),
+        }
     )
     config.schedule = ConfigDict({"boundaries": (), "factors": ()})
     config.epochs = 1

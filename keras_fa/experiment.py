@@ -3,23 +3,24 @@
 import importlib.metadata
 import math
 import platform
-import statistics
-import time
+import re
 
 import keras
 import ml_collections
 import numpy as np
 import tensorflow as tf
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from tensorflow.python.framework import config as tf_config
 
-from keras_fa import callbacks, datasets, distribution, models, optimizers, results
+from keras_fa import (
+    callbacks,
+    datasets,
+    distribution,
+    losses,
+    models,
+    optimizers,
+    recording,
+    results,
+)
 from keras_fa import config as configuration
 from keras_fa import rules as feedback_rules
 from keras_fa.checkpoints import Checkpoints
@@ -29,7 +30,7 @@ from keras_fa.checkpoints import Checkpoints
 _MAX_STEPS_PER_CALL = 64
 
 
-def run(config, workdir, strategy="default", progress=False):
+def run(config, workdir, strategy="default", progress=False, extra_callbacks=()):
     """Trains one network as a configuration says, and leaves a run folder.
 
     A run that was interrupted, even by SIGKILL, goes on after its last checkpoint when
@@ -43,6 +44,8 @@ def run(config, workdir, strategy="default", progress=False):
         workdir: The run folder: see `keras_fa.results`.
         strategy: "default" or "mirrored": see `keras_fa.distribution.get_strategy`.
         progress: Whether to show a progress bar with the time left.
+        extra_callbacks: Further Keras callbacks, which go before all others. One epoch
+            of theirs is `config.log_every` epochs of the run.
 
     Returns:
         The summary, a dict: `status` ("finished", or "diverged" if the loss became NaN
@@ -60,7 +63,7 @@ def run(config, workdir, strategy="default", progress=False):
     with results.RunFolder(workdir, config.to_dict()) as folder:
         summary = folder.summary()
         if summary is None:
-            summary = _train(config, folder, strategy, progress)
+            summary = _train(config, folder, strategy, progress, extra_callbacks)
             folder.finish(summary)
     return summary
 
@@ -111,11 +114,14 @@ def build(config, dataset):
     model = _network(config, dataset, _rule(config, feedback_seed))
     steps_per_period = dataset.steps_per_epoch * config.log_every
     single_steps = config.instruments.ledger
-    loss, metrics = _loss(config.loss)
+    loss, measures = losses.get(config.loss)
     model.compile(
-        optimizer=_optimizer(config, dataset.steps_per_epoch),
+        optimizer=_optimizer(config, model, dataset.steps_per_epoch),
         loss=loss,
-        metrics=metrics,
+        metrics=[
+            keras.metrics.MeanMetricWrapper(measure, name)
+            for name, measure in measures.items()
+        ],
         jit_compile=_jit_compile(config.jit_compile),
         steps_per_execution=1 if single_steps else _steps_per_call(steps_per_period),
     )
@@ -123,29 +129,38 @@ def build(config, dataset):
     return model
 
 
-def _train(config, folder, strategy, progress):
-    # Keras refuses XLA under op determinism; on a CPU XLA is deterministic without it.
-    if config.deterministic and config.jit_compile != "on":
-        tf.config.experimental.enable_op_determinism()
+def _train(config, folder, strategy, progress, extra_callbacks):
+    _set_determinism(config)
     dataset = load(config)
     with distribution.get_strategy(strategy).scope():
         model = build(config, dataset)
     instruments = _instruments(config.instruments, dataset)
-    recorder = _Recorder(folder, config, instruments, dataset.steps_per_epoch)
+    recorder = recording.Recorder(folder, config, instruments, dataset.steps_per_epoch)
     stateful = [c for c in [*instruments, recorder] if hasattr(c, "get_state")]
     recorder.checkpoints = Checkpoints(folder.path / "checkpoints", model, stateful)
     epoch = recorder.checkpoints.restore()
     # Without a checkpoint even the line about the initial state is written anew.
     folder.begin(epoch if epoch > 0 else -1)
-    shown = [_ProgressBar(config, epoch)] if progress else []
+    shown = [recording.ProgressBar(config, epoch)] if progress else []
+    evaluation, validation_data = [], dataset.test
+    if model.distribute_strategy.num_replicas_in_sync == 1:
+        measures = losses.get(config.loss)[1]
+        evaluation = [recording.Evaluation(dataset.test, measures)]
+        validation_data = None
     try:
         model.fit(
             dataset.train_from(epoch),
             steps_per_epoch=dataset.steps_per_epoch * config.log_every,
             initial_epoch=epoch // config.log_every,
             epochs=config.epochs // config.log_every,
-            validation_data=dataset.test,
-            callbacks=[*instruments, recorder, *shown],
+            validation_data=validation_data,
+            callbacks=[
+                *extra_callbacks,
+                *evaluation,
+                *instruments,
+                recorder,
+                *shown,
+            ],
             shuffle=False,
             verbose=0,
         )
@@ -181,115 +196,6 @@ def _instruments(fields, dataset):
         if fields.error_alignment:
             instruments.append(callbacks.ErrorAlignment(*probe))
     return instruments
-
-
-class _Recorder(keras.callbacks.Callback):
-    """Writes the log lines and checkpoints of a run, and stops it when it diverges."""
-
-    def __init__(self, folder, config, instruments, steps_per_epoch):
-        super().__init__()
-        self._folder = folder
-        self._config = config
-        self._instruments = instruments
-        self._steps_per_epoch = steps_per_epoch
-        self.checkpoints = None
-        self.diverged = False
-        self.seconds = 0.0
-        self._periods = []
-
-    def get_state(self):
-        return {"seconds": self.seconds}
-
-    def set_state(self, state):
-        self.seconds = state["seconds"]
-
-    def on_train_begin(self, logs=None):
-        if not results.read_metrics(self._folder.path):
-            readings = {}
-            for instrument in self._instruments:
-                readings |= instrument.read()
-            line = {"epoch": 0, **readings, "flow_time": 0.0, "seconds": 0.0}
-            self._folder.log(line)
-
-    def on_epoch_begin(self, epoch, logs=None):
-        self._start = time.perf_counter()
-        self._trained = None
-
-    def on_test_begin(self, logs=None):
-        self._trained = time.perf_counter() - self._start
-
-    def on_epoch_end(self, epoch, logs=None):
-        self._periods.append(self._trained)
-        self.seconds += time.perf_counter() - self._start
-        epochs = (epoch + 1) * self._config.log_every
-        learning_rate = float(np.asarray(self.model.optimizer.learning_rate))
-        line = {"epoch": epochs, **logs, "learning_rate": learning_rate}
-        line["flow_time"] = _flow_time(self._config, epochs, self._steps_per_epoch)
-        self._folder.log({**line, "seconds": round(self.seconds, 3)})
-        if not math.isfinite(logs["loss"]):
-            self.diverged = True
-            self.model.stop_training = True
-        elif (
-            epochs % self._config.checkpoint_every == 0 or epochs == self._config.epochs
-        ):
-            self.checkpoints.save(epochs)
-
-    def seconds_per_step(self):
-        """Median over the periods of this process, its first one (tracing) left out."""
-        periods = self._periods[1:] or self._periods
-        if not periods:
-            return None
-        steps = self._steps_per_epoch * self._config.log_every
-        return statistics.median(periods) / steps
-
-
-class _ProgressBar(keras.callbacks.Callback):
-    """A progress bar over the epochs of a run, with the time left.
-
-    Where the output is not a terminal, a line from time to time instead.
-    """
-
-    _SECONDS_BETWEEN_LINES = 30
-
-    def __init__(self, config, epoch):
-        super().__init__()
-        self._log_every = config.log_every
-        self._progress = Progress(
-            TextColumn("{task.description:8}"),
-            BarColumn(bar_width=16),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[readings]}"),
-        )
-        self._task = self._progress.add_task(
-            config.rule, total=config.epochs, completed=epoch, readings=""
-        )
-        self._printed = time.monotonic()
-
-    def on_train_begin(self, logs=None):
-        self._progress.start()
-
-    def on_epoch_end(self, epoch, logs=None):
-        done = (epoch + 1) * self._log_every
-        readings = f"loss {logs['loss']:.3g}"
-        if "val_accuracy" in logs:
-            readings += f", test {100 * logs['val_accuracy']:.1f}%"
-        self._progress.update(self._task, completed=done, readings=readings)
-        now = time.monotonic()
-        waited = now - self._printed > self._SECONDS_BETWEEN_LINES
-        if waited and not self._progress.console.is_terminal:
-            self._printed = now
-            task = self._progress.tasks[0]
-            left = "?" if task.time_remaining is None else f"{task.time_remaining:.0f}"
-            self._progress.console.print(
-                f"{task.description} epoch {done}/{task.total:.0f}, {left} s left, "
-                f"{readings}"
-            )
-
-    def stop(self):
-        self._progress.stop()
 
 
 def load(config):
@@ -340,19 +246,15 @@ def _network(config, dataset, rule):
         raise ValueError(
             f"Unknown model: {name!r}. Known: {', '.join(sorted(_BUILDERS))}."
         )
-    initializer = arguments.pop("kernel_initializer")
-    if initializer == "uniform_fan_in":
-        initializer = keras.initializers.VarianceScaling(1 / 3, "fan_in", "uniform")
-    elif initializer == "uniform_width":
-        limit = 1 / math.sqrt(arguments["hidden_units"][0])
-        initializer = keras.initializers.RandomUniform(-limit, limit)
+    for field in ("kernel_initializer", "output_initializer"):
+        if field in arguments:
+            arguments[field] = _initializer(arguments[field], arguments)
     try:
         return _BUILDERS[name](
             dataset.input_shape,
             # A regression set has as many outputs as targets.
             num_classes=dataset.num_classes or dataset.target_shape[-1],
             rule=rule,
-            kernel_initializer=initializer,
             dtype=config.dtype,
             **arguments,
         )
@@ -360,29 +262,20 @@ def _network(config, dataset, rule):
         raise ValueError(f"config.model does not fit {name!r}: {error}") from error
 
 
-def _loss(name):
-    if name == "cross_entropy":
-        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-        return loss, [keras.metrics.SparseCategoricalAccuracy(name="accuracy")]
-    if name == "exponential":
-        return exponential_loss, []
-    return keras.losses.get(name), []
+def _initializer(name, arguments):
+    """The initializer of a name: `keras_fa.config` says which there are."""
+    if name == "uniform_fan_in":
+        return keras.initializers.VarianceScaling(1 / 3, "fan_in", "uniform")
+    if name == "uniform_width":
+        limit = 1 / math.sqrt(arguments["hidden_units"][0])
+        return keras.initializers.RandomUniform(-limit, limit)
+    normal = re.fullmatch(r"normal\(([-+.e\d]+)\)", str(name))
+    if normal:
+        return keras.initializers.RandomNormal(0.0, float(normal[1]))
+    return name
 
 
-def exponential_loss(y_true, y_pred):
-    """exp(-y f(x)), the loss of proposition 5.7 of Robertson and Koyejo (2024).
-
-    Args:
-        y_true: Labels -1 and +1, shape (batch, 1).
-        y_pred: Outputs f(x), shape (batch, 1).
-
-    Returns:
-        Tensor (batch,).
-    """
-    return keras.ops.mean(keras.ops.exp(-y_true * y_pred), axis=-1)
-
-
-def _optimizer(config, steps_per_epoch):
+def _optimizer(config, model, steps_per_epoch):
     fields = config.optimizer
     learning_rate = fields.learning_rate
     if config.schedule.boundaries:
@@ -392,21 +285,36 @@ def _optimizer(config, steps_per_epoch):
             [learning_rate * factor for factor in (1.0, *config.schedule.factors)],
         )
     if fields.name == "sgd":
-        return optimizers.TorchSGD(learning_rate, fields.momentum, fields.weight_decay)
+        epochs = fields.weight_decay_epochs
+        optimizer = optimizers.TorchSGD(
+            learning_rate,
+            fields.momentum,
+            fields.weight_decay,
+            None if epochs is None else epochs * steps_per_epoch,
+        )
+        if fields.weight_decay_layers:
+            decayed = {
+                id(variable)
+                for name in fields.weight_decay_layers
+                for variable in model.get_layer(name).trainable_variables
+            }
+            variables = model.trainable_variables
+            optimizer.exclude_from_weight_decay(
+                [v for v in variables if id(v) not in decayed]
+            )
+        return optimizer
     if fields.name == "adam":
         return keras.optimizers.Adam(learning_rate, weight_decay=fields.weight_decay)
     raise ValueError(f"Unknown optimizer: {fields.name!r}. Known: adam, sgd.")
 
 
-def _flow_time(config, epoch, steps_per_epoch):
-    """The sum of the learning rates of all steps so far: the time t of the flow."""
-    edges = [0, *config.schedule.boundaries, math.inf]
-    factors = [1.0, *config.schedule.factors]
-    epochs = sum(
-        factor * max(0, min(epoch, end) - start)
-        for factor, start, end in zip(factors, edges, edges[1:], strict=False)
-    )
-    return config.optimizer.learning_rate * steps_per_epoch * epochs
+def _set_determinism(config):
+    # Keras refuses XLA under op determinism; on a CPU XLA is deterministic without it.
+    if config.deterministic and config.jit_compile != "on":
+        tf.config.experimental.enable_op_determinism()
+    else:
+        # A run before this one, in the same process, may have turned it on.
+        tf_config.disable_op_determinism()
 
 
 def _jit_compile(choice):

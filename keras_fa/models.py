@@ -1,5 +1,7 @@
 """The networks of the papers, built of feedback layers; another rule for a model."""
 
+import math
+
 import keras
 from keras import layers
 
@@ -18,6 +20,7 @@ def mlp(
     output_initializer=None,
     bias_initializer="zeros",
     negative_slope=0.01,
+    output_scale=None,
     dtype=None,
     name="mlp",
 ):
@@ -38,6 +41,9 @@ def mlp(
         bias_initializer: Of every bias.
         negative_slope: Slope of "leaky_relu" below 0. 0.01 is torch's default, which
             the papers used; Keras's is 0.3.
+        output_scale: Fixed factor on the outputs, or "inverse_sqrt_width" for
+            1/sqrt(last hidden width), as in Song, Xu and Lafferty (2021), equation
+            (2.1).
         dtype: Dtype or dtype policy of every layer.
         name: Name of the model.
 
@@ -45,7 +51,7 @@ def mlp(
         A built `keras.Sequential`, `(batch, *input_shape) -> (batch, num_classes)`.
 
     Raises:
-        ValueError: If the rule or the activation is unknown.
+        ValueError: If the rule, the activation or the output scale is unknown.
     """
     if isinstance(hidden_units, int):
         hidden_units = (hidden_units,)
@@ -68,6 +74,15 @@ def mlp(
             kernel_initializer=output_initializer,
         )
     )
+    if output_scale is not None:
+        if output_scale == "inverse_sqrt_width":
+            output_scale = 1 / math.sqrt(hidden_units[-1])
+        if not isinstance(output_scale, (int, float)):
+            raise ValueError(
+                'output_scale must be a number, None or "inverse_sqrt_width". '
+                f"Received: {output_scale!r}."
+            )
+        model.add(layers.Rescaling(output_scale, dtype=dtype, name="output_scale"))
     return model
 
 

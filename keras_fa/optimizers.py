@@ -22,7 +22,10 @@ class TorchSGD(keras.optimizers.Optimizer):
     Args:
         learning_rate: Number or `keras.optimizers.schedules.LearningRateSchedule`.
         momentum: Share of v that a step keeps, in [0, 1).
-        weight_decay: Coefficient of the L2 term, applied to every variable.
+        weight_decay: Coefficient of the L2 term. It acts on every variable but those
+            given to `exclude_from_weight_decay`.
+        weight_decay_steps: Steps after which the L2 term ends; None for never. With
+            it, the cut-off penalty of theorem 4.6 of Song, Xu and Lafferty (2021).
         **kwargs: Further arguments of `keras.optimizers.Optimizer`.
 
     Raises:
@@ -34,6 +37,7 @@ class TorchSGD(keras.optimizers.Optimizer):
         learning_rate=0.01,
         momentum=0.0,
         weight_decay=0.0,
+        weight_decay_steps=None,
         name="torch_sgd",
         **kwargs,
     ):
@@ -45,6 +49,7 @@ class TorchSGD(keras.optimizers.Optimizer):
         super().__init__(learning_rate=learning_rate, name=name, **kwargs)
         self.momentum = momentum
         self.coupled_weight_decay = weight_decay
+        self.weight_decay_steps = weight_decay_steps
 
     def build(self, variables):
         if self.built:
@@ -56,8 +61,8 @@ class TorchSGD(keras.optimizers.Optimizer):
 
     def update_step(self, gradient, variable, learning_rate):
         step = ops.cast(gradient, variable.dtype)
-        if self.coupled_weight_decay:
-            step = ops.add(step, ops.multiply(variable, self.coupled_weight_decay))
+        if self.coupled_weight_decay and self._use_weight_decay(variable):
+            step = ops.add(step, ops.multiply(variable, self._decay(variable.dtype)))
         if self.momentum:
             velocity = self._velocities[self._get_variable_index(variable)]
             step = ops.add(ops.multiply(velocity, self.momentum), step)
@@ -65,9 +70,16 @@ class TorchSGD(keras.optimizers.Optimizer):
         learning_rate = ops.cast(learning_rate, variable.dtype)
         self.assign_sub(variable, ops.multiply(learning_rate, step))
 
+    def _decay(self, dtype):
+        if self.weight_decay_steps is None:
+            return self.coupled_weight_decay
+        on = ops.less(self.iterations, self.weight_decay_steps)
+        return ops.multiply(ops.cast(on, dtype), self.coupled_weight_decay)
+
     def get_config(self):
         return {
             **super().get_config(),
             "momentum": self.momentum,
             "weight_decay": self.coupled_weight_decay,
+            "weight_decay_steps": self.weight_decay_steps,
         }

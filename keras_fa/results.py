@@ -14,6 +14,7 @@ import json
 import math
 import os
 import pathlib
+import shutil
 
 CONFIG, METRICS, SUMMARY = "config.json", "metrics.jsonl", "summary.json"
 _LOCK = ".lock"
@@ -21,6 +22,10 @@ _LOCK = ".lock"
 
 class RunFolderError(RuntimeError):
     """A run folder that cannot be used as asked; the message says what to do."""
+
+
+class RunFolderBusyError(RunFolderError):
+    """A run folder that another process holds."""
 
 
 def write_text(path, text):
@@ -84,7 +89,8 @@ class RunFolder:
 
     Raises:
         RunFolderError: On entering, if the folder belongs to another configuration, if
-            another process holds it, or if it holds files but no configuration.
+            another process holds it (`RunFolderBusyError`), or if it holds files but no
+            configuration.
     """
 
     def __init__(self, path, config):
@@ -105,7 +111,7 @@ class RunFolder:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             self._lock.close()
-            raise RunFolderError(
+            raise RunFolderBusyError(
                 f"Another process is using the run folder {self.path}. Wait for it, "
                 "stop it, or choose another --workdir."
             ) from error
@@ -157,22 +163,35 @@ class RunFolder:
 
     def summary(self):
         """The summary, or None while the run is not over."""
-        path = self.path / SUMMARY
-        return json.loads(path.read_text()) if path.exists() else None
+        return read_summary(self.path)
 
     def finish(self, summary):
         """Ends the run: writes its summary, a dict."""
         write_text(self.path / SUMMARY, to_json(summary, indent=2) + "\n")
 
+    def clear(self):
+        """Forgets the run: takes its results and checkpoints away."""
+        # The summary first: without it a half-cleared run is one to be run again.
+        for name in (SUMMARY, METRICS):
+            (self.path / name).unlink(missing_ok=True)
+        shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
+
     def log(self, values):
-        """Appends one line to metrics.jsonl and waits until it is on the disk.
+        """Appends one line to metrics.jsonl, which survives the end of the process.
 
         Args:
             values: Dict of numbers with an integer `epoch` among them.
         """
         with open(self.path / METRICS, "a", encoding="utf-8") as file:
             file.write(to_json(values) + "\n")
-            file.flush()
+
+    def sync(self):
+        """Waits until all lines are on the disk, and so survive the machine's end too.
+
+        To be called before a checkpoint: a resumed run makes the lines after its
+        checkpoint again, and needs those before it.
+        """
+        with open(self.path / METRICS, "a", encoding="utf-8") as file:
             os.fsync(file.fileno())
 
 

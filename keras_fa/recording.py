@@ -1,0 +1,202 @@
+"""Callbacks that evaluate, record and show a run while `model.fit` trains it."""
+
+import math
+import statistics
+import time
+
+import keras
+import numpy as np
+import tensorflow as tf
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from keras_fa import results
+
+
+class Evaluation(keras.callbacks.Callback):
+    """Logs what `fit(validation_data=...)` does, at the price of the arithmetic alone.
+
+    `val_loss` and one `val_<name>` for each measure. Keras's own evaluation adds some
+    8 ms a time (measured on a CPU), which full-batch experiments would pay every few
+    steps. For one replica; give several ones `validation_data`.
+
+    Args:
+        batches: `tf.data.Dataset` of `(x, y)`, finite.
+        measures: `{name: function of (y_true, y_pred) -> (batch,)}`.
+    """
+
+    def __init__(self, batches, measures):
+        super().__init__()
+        # A set of one batch stays in memory as it is; more are made anew each time.
+        self._batches = list(batches) if len(batches) == 1 else batches
+        self._measures = measures
+
+    def on_train_begin(self, logs=None):
+        model, measures = self.model, self._measures.values()
+
+        @tf.function(jit_compile=model.jit_compile, reduce_retracing=True)
+        def sums(x, y):
+            outputs = model(x, training=False)
+            loss = model.compute_loss(x, y, outputs, training=False)
+            size = tf.cast(tf.shape(y)[0], loss.dtype)
+            values = [tf.reduce_sum(measure(y, outputs)) for measure in measures]
+            return tf.stack(
+                [size, loss * size, *(tf.cast(v, loss.dtype) for v in values)]
+            )
+
+        self._sums = sums
+
+    def on_epoch_end(self, epoch, logs=None):
+        size, *totals = np.sum(
+            [np.asarray(self._sums(x, y), np.float64) for x, y in self._batches], axis=0
+        )
+        for name, total in zip(("loss", *self._measures), totals, strict=True):
+            logs[f"val_{name}"] = float(total / size)
+
+
+class Recorder(keras.callbacks.Callback):
+    """Writes the log lines and checkpoints of a run, and stops it when it diverges.
+
+    Goes behind all callbacks that add to the logs.
+
+    Args:
+        folder: The run's `keras_fa.results.RunFolder`.
+        config: Its configuration; `log_every` epochs are one epoch of `fit`.
+        instruments: The `keras_fa.callbacks` whose readings the line of epoch 0 has.
+        steps_per_epoch: Optimizer steps an epoch of the configuration.
+
+    Attributes:
+        checkpoints: `keras_fa.checkpoints.Checkpoints`, to be set before training.
+        diverged: Whether the loss became NaN or infinite.
+        seconds: Wall time of training so far, that before an interruption included.
+    """
+
+    def __init__(self, folder, config, instruments, steps_per_epoch):
+        super().__init__()
+        self._folder = folder
+        self._config = config
+        self._instruments = instruments
+        self._steps_per_epoch = steps_per_epoch
+        self.checkpoints = None
+        self.diverged = False
+        self.seconds = 0.0
+        self._periods = []
+        self._trained = None
+
+    def get_state(self):
+        """The time that the run has taken."""
+        return {"seconds": self.seconds}
+
+    def set_state(self, state):
+        """Takes over the time that the run took before it was interrupted."""
+        self.seconds = state["seconds"]
+
+    def on_train_begin(self, logs=None):
+        if not results.read_metrics(self._folder.path):
+            readings = {}
+            for instrument in self._instruments:
+                readings |= instrument.read()
+            line = {"epoch": 0, **readings, "flow_time": 0.0, "seconds": 0.0}
+            self._folder.log(line)
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._start = time.perf_counter()
+
+    def on_train_batch_end(self, batch, logs=None):
+        self._trained = time.perf_counter() - self._start
+
+    def on_epoch_end(self, epoch, logs=None):
+        self._periods.append(self._trained)
+        self.seconds += time.perf_counter() - self._start
+        epochs = (epoch + 1) * self._config.log_every
+        learning_rate = float(np.asarray(self.model.optimizer.learning_rate))
+        line = {"epoch": epochs, **logs, "learning_rate": learning_rate}
+        line["flow_time"] = _flow_time(self._config, epochs, self._steps_per_epoch)
+        self._folder.log({**line, "seconds": round(self.seconds, 3)})
+        if not math.isfinite(logs["loss"]):
+            self.diverged = True
+            self.model.stop_training = True
+        elif (
+            epochs % self._config.checkpoint_every == 0 or epochs == self._config.epochs
+        ):
+            self._folder.sync()
+            self.checkpoints.save(epochs)
+
+    def seconds_per_step(self):
+        """Median over the periods of this process, its first one (tracing) left out."""
+        periods = self._periods[1:] or self._periods
+        if not periods:
+            return None
+        steps = self._steps_per_epoch * self._config.log_every
+        return statistics.median(periods) / steps
+
+
+def _flow_time(config, epoch, steps_per_epoch):
+    """The sum of the learning rates of all steps so far: the time t of the flow."""
+    edges = [0, *config.schedule.boundaries, math.inf]
+    factors = [1.0, *config.schedule.factors]
+    epochs = sum(
+        factor * max(0, min(epoch, end) - start)
+        for factor, start, end in zip(factors, edges, edges[1:], strict=False)
+    )
+    return config.optimizer.learning_rate * steps_per_epoch * epochs
+
+
+class ProgressBar(keras.callbacks.Callback):
+    """A progress bar over the epochs of a run, with the time left.
+
+    Where the output is not a terminal, a line from time to time instead.
+
+    Args:
+        config: The run's configuration.
+        epoch: The epoch that it goes on after.
+    """
+
+    _SECONDS_BETWEEN_LINES = 30
+
+    def __init__(self, config, epoch):
+        super().__init__()
+        self._log_every = config.log_every
+        self._progress = Progress(
+            TextColumn("{task.description:8}"),
+            BarColumn(bar_width=16),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[readings]}"),
+        )
+        self._task = self._progress.add_task(
+            config.rule, total=config.epochs, completed=epoch, readings=""
+        )
+        self._printed = time.monotonic()
+
+    def on_train_begin(self, logs=None):
+        self._progress.start()
+
+    def on_epoch_end(self, epoch, logs=None):
+        done = (epoch + 1) * self._log_every
+        readings = f"loss {logs['loss']:.3g}"
+        if "val_accuracy" in logs:
+            readings += f", test {100 * logs['val_accuracy']:.1f}%"
+        self._progress.update(self._task, completed=done, readings=readings)
+        now = time.monotonic()
+        waited = now - self._printed > self._SECONDS_BETWEEN_LINES
+        if waited and not self._progress.console.is_terminal:
+            self._printed = now
+            task = self._progress.tasks[0]
+            left = "?" if task.time_remaining is None else f"{task.time_remaining:.0f}"
+            self._progress.console.print(
+                f"{task.description} epoch {done}/{task.total:.0f}, {left} s left, "
+                f"{readings}"
+            )
+
+    def stop(self):
+        """Gives the terminal back; safe to call twice."""
+        self._progress.stop()

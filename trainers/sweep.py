@@ -1,0 +1,136 @@
+r"""Runs a grid of experiments in a pool of processes.
+
+Example:
+    python trainers/sweep.py --grid=configs/grids/table3.py --workdir=runs/table3 \
+        --jobs=2
+
+A sweep that was stopped goes on when the same command is given again, and several on
+one --workdir share the work.
+"""
+
+import ast
+import os
+import pathlib
+import runpy
+import sys
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+from absl import app, flags, logging
+from rich.console import Console
+from rich.table import Table
+
+_GRID = flags.DEFINE_string(
+    "grid", None, "Grid file: which config, and which fields vary.", required=True
+)
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder of the cells' run folders.", required=True
+)
+_AXIS = flags.DEFINE_multi_string(
+    "axis",
+    [],
+    'Other values of one field: --axis="seed=[0,1,2,3]". May be given several times. '
+    "If other fields of the grid vary with the field, only the rows with these values "
+    "stay; a field that the grid does not vary becomes an axis.",
+)
+_JOBS = flags.DEFINE_integer(
+    "jobs",
+    1,
+    "Processes at once; the cores are shared out among them.",
+    lower_bound=1,
+)
+_RETRY = flags.DEFINE_bool(
+    "retry", False, "Whether to take up cells that failed or diverged before."
+)
+_DRY_RUN = flags.DEFINE_bool(
+    "dry_run",
+    False,
+    "Whether only to list the cells, how far they are and how long they will take.",
+)
+
+
+def main(argv):
+    """Does what the flags say, then prints how the cells ended."""
+    if len(argv) > 1:
+        raise app.UsageError(f"Unexpected arguments: {' '.join(argv[1:])}")
+    if not flags.FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.WARNING)
+    from keras_fa import results, sweeps
+
+    console = Console()
+    workdir = pathlib.Path(_WORKDIR.value)
+    try:
+        grid = _read_grid(pathlib.Path(_GRID.value))
+        axes = grid["axes"]
+        for text in _AXIS.value:
+            axes = sweeps.narrow(axes, *_parse_axis(text))
+        cells = sweeps.cells(grid["config"], axes)
+        seconds = grid["seconds_per_cell"]
+        if _DRY_RUN.value:
+            _list(cells, workdir, seconds, console)
+            return
+        if _RETRY.value:
+            for cell in cells:
+                sweeps.clear(cell, workdir)
+        states = sweeps.run(cells, workdir, _JOBS.value, seconds, console)
+    except KeyboardInterrupt:
+        console.print("\nInterrupted. The same command goes on where the cells are.")
+        sys.exit(130)
+    except (ValueError, OSError, results.RunFolderError) as error:
+        sys.exit(f"error: {error}")
+    counts = {state: list(states.values()).count(state) for state in states.values()}
+    console.print(", ".join(f"{count} {state}" for state, count in counts.items()))
+    for cell in cells:
+        if states[cell.name] == sweeps.FAILED:
+            error = sweeps.failure(cell, workdir)["error"]
+            console.print(f"failed: {cell.name}: {error}", soft_wrap=True)
+    if set(counts) != {sweeps.FINISHED}:
+        sys.exit("error: not all cells finished; --retry takes them up again.")
+
+
+def _read_grid(path):
+    """The grid of a file, its config loaded."""
+    if not path.is_file():
+        raise ValueError(f"There is no grid file {path}.")
+    grid = runpy.run_path(str(path))["get_grid"]()
+    config = path.parent.parent / grid["config"]
+    return {**grid, "config": runpy.run_path(str(config))["get_config"]()}
+
+
+def _parse_axis(text):
+    field, _, values = text.partition("=")
+    try:
+        values = ast.literal_eval(values.strip())
+    except (SyntaxError, ValueError):
+        values = None
+    if not isinstance(values, (list, tuple)):
+        raise ValueError(
+            f"--axis={text!r} should be a field and a list of Python values, such as "
+            '--axis="seed=[0,1]" or --axis="rule=[\'fa\']".'
+        )
+    return field.strip(), values
+
+
+def _list(cells, workdir, seconds_per_cell, console):
+    from keras_fa import sweeps
+
+    table = Table("cell", "status")
+    table.add_column("minutes", justify="right")
+    total = 0.0
+    for cell in cells:
+        state = sweeps.status(cell, workdir)
+        minutes = ""
+        if state in (sweeps.OPEN, sweeps.INTERRUPTED):
+            seconds = sweeps.estimate(cell, cells, workdir, seconds_per_cell)
+            total += seconds
+            minutes = f"{seconds / 60:.1f}"
+        table.add_row(cell.name, state, minutes)
+    console.print(table)
+    console.print(
+        f"{len(cells)} cells; about {total / 60 / _JOBS.value:.0f} minutes left with "
+        f"--jobs={_JOBS.value}."
+    )
+
+
+if __name__ == "__main__":
+    app.run(main)
