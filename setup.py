@@ -13,6 +13,7 @@ setup(
         "absl-py",
         # tensorflow-datasets imports it without declaring it.
         "importlib_resources",
+        "jinja2",
         "keras>=3.15,<3.16",
         "matplotlib",
         "ml_collections",

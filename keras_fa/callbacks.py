@@ -68,7 +68,9 @@ class WeightAlignment(_Instrument):
     - `alignment/<layer>`: `cos(W, B)`, definition 4.1 of Robertson and Koyejo (2024);
     - `alignment_bound/<layer>`: what theory guarantees of it, where it guarantees
       anything: see `keras_fa.analysis.weight_alignment_bounds`;
-    - with `terms`, `norm/<layer>` and `inner/<layer>`: |W| and <W, B>.
+    - with `terms`, `norm/<layer>` and `inner/<layer>`: |W| and <W, B>;
+    - `smallest/<layer>`, for a layer with one output: the smallest weight, which lemma
+      5.4 keeps positive where its conditions are met.
 
     Args:
         every: Epochs or steps between two readings.
@@ -98,7 +100,8 @@ class WeightAlignment(_Instrument):
                 logs[f"norm/{layer}"] = terms.true_norm
                 logs[f"inner/{layer}"] = terms.inner_product
         logs |= {f"alignment_bound/{k}": v for k, v in self._bounds.items()}
-        return logs
+        smallest = analysis.smallest_weights(self.model)
+        return logs | {f"smallest/{k}": v for k, v in smallest.items()}
 
     def get_state(self):
         """The bounds of the first start, which may depend on the weights it had."""
@@ -115,9 +118,10 @@ class Conservation(_Instrument):
     For each conserved group with potentials `Phi_j` (`keras_fa.analysis.potentials`,
     theorem 5.2 of Robertson and Koyejo (2024) and its extensions):
 
-    - `conservation/<group>`: mean over units of `|Phi_j / Phi_j(0) - 1|`;
-    - `drift/<group>`: mean over units of `|Phi_j - Phi_j(0)|`, which stays meaningful
-      where `Phi_j(0)` is near 0;
+    - `conservation/<group>`: mean over units of `|Phi_j / Phi_j(0) - 1|`
+      (`keras_fa.analysis.relative_drift`);
+    - `drift/<group>`: mean over units of `|Phi_j - Phi_j(0)|`
+      (`keras_fa.analysis.drift`), which stays meaningful where `Phi_j(0)` is near 0;
     - `potential/<group>`: `sum_j Phi_j`, the layer-level quantity of the paper.
 
     With `ledger` also, summed over units (`keras_fa.analysis.Ledger`):
@@ -182,10 +186,8 @@ class Conservation(_Instrument):
         logs = {}
         for name, phi in analysis.potentials(self.model, self._groups).items():
             start = self.reference[name]
-            with np.errstate(divide="ignore", invalid="ignore"):
-                deviation = np.mean(np.abs(phi / start - 1))
-            logs[f"conservation/{name}"] = float(deviation)
-            logs[f"drift/{name}"] = float(np.mean(np.abs(phi - start)))
+            logs[f"conservation/{name}"] = analysis.relative_drift(phi, start)
+            logs[f"drift/{name}"] = analysis.drift(phi, start)
             logs[f"potential/{name}"] = float(np.sum(phi))
             if self.histogram_dir is not None:
                 self._write_histogram(name, phi - start)
@@ -284,19 +286,51 @@ class ErrorAlignment(_Probe):
     """Logs the angle between the error signals at each hidden layer on a batch.
 
     `error_cosine/<layer>`: cos(delta_BP, delta_FA), section 5 of Song, Xu and Lafferty
-    (2021): see `keras_fa.analysis.error_alignment`.
-
-    Args:
-        x: Inputs of the batch, as the model takes them.
-        y: Targets of the batch.
-        every: Epochs or steps between two readings.
-        unit: "epoch" or "step".
-        loss: The loss; None takes the compiled model's.
-
-    Raises:
-        ValueError: If `every` or `unit` is not one of these.
+    (2021): see `keras_fa.analysis.error_alignment`. Arguments and errors are those of
+    `GradientAlignment`.
     """
 
     def read(self):
         signals = self._compare.errors(self.x, self.y)
         return {f"error_cosine/{name}": s.cosine for name, s in signals.items()}
+
+
+class MinimumNorm(_Instrument):
+    """Logs how far a linear network is from the minimum-norm solution of its data.
+
+    `minimum_norm_distance`: see `keras_fa.analysis.minimum_norm_distance`.
+
+    Args:
+        x: All training inputs, array (n, d_in).
+        y: All training targets, array (n, d_out).
+        every: Epochs or steps between two readings.
+        unit: "epoch" or "step".
+
+    Raises:
+        ValueError: If `every` or `unit` is not one of these, or, when training begins,
+            if the network is not linear in its input.
+    """
+
+    def __init__(self, x, y, every=1, unit="epoch"):
+        super().__init__(every, unit)
+        self.x, self.y = np.asarray(x), np.asarray(y)
+
+    def on_train_begin(self, logs=None):
+        super().on_train_begin(logs)
+        forward, backward = self._map(1.0), self._map(-1.0)
+        if not np.allclose(forward, -backward, rtol=1e-3, atol=1e-6):
+            raise ValueError(
+                "MinimumNorm speaks of linear networks, but this one takes x and -x to "
+                "outputs that are not opposite. Leave it out, or make every activation "
+                "linear."
+            )
+
+    def read(self):
+        distance = analysis.minimum_norm_distance(self._map(1.0), self.x, self.y)
+        return {"minimum_norm_distance": distance}
+
+    def _map(self, scale):
+        """What the network makes of the unit vectors times a scale, biases left out."""
+        units = scale * np.eye(self.x.shape[1], dtype=self.x.dtype)
+        outputs, zero = (np.asarray(self.model(z)) for z in (units, 0 * units))
+        return outputs - zero

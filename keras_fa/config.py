@@ -47,7 +47,7 @@ def default_config():
           `weight_alignment`; `layer_terms`, its norms and inner products;
           `conservation`; `ledger`, which accounts for every step and makes training
           slower; `gradient_alignment` and `error_alignment`, on the first `probe_size`
-          training examples (None: on all).
+          training examples (None: on all); `minimum_norm`, for linear networks.
     """
     config = ConfigDict()
     config.seed = 0
@@ -94,6 +94,7 @@ def default_config():
             "ledger": False,
             "gradient_alignment": False,
             "error_alignment": False,
+            "minimum_norm": False,
             "probe_size": placeholder(int),
         }
     )
@@ -137,6 +138,14 @@ def check(config):
             "config.schedule needs increasing boundaries (epochs) and one factor for "
             f"each. Received boundaries={tuple(boundaries)}, factors={tuple(factors)}."
         )
+    fields = config.optimizer
+    if fields.name == "adam":
+        for field in ("momentum", "weight_decay_layers", "weight_decay_epochs"):
+            if fields[field]:
+                raise ValueError(
+                    f"config.optimizer.{field} has no meaning for adam. Received: "
+                    f"{fields[field]!r}."
+                )
     if config.jit_compile not in ("on", "off", "auto"):
         raise ValueError(
             'config.jit_compile must be "on", "off" or "auto". '

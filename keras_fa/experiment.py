@@ -114,7 +114,9 @@ def build(config, dataset):
     model = _network(config, dataset, _rule(config, feedback_seed))
     steps_per_period = dataset.steps_per_epoch * config.log_every
     single_steps = config.instruments.ledger
-    loss, measures = losses.get(config.loss)
+    # Half-precision models have their loss in float32.
+    precise = "float64" if config.dtype == "float64" else None
+    loss, measures = losses.get(config.loss, precise)
     model.compile(
         optimizer=_optimizer(config, model, dataset.steps_per_epoch),
         loss=loss,
@@ -177,6 +179,11 @@ def _train(config, folder, strategy, progress, extra_callbacks):
         "seconds_per_step": recorder.seconds_per_step(),
         "parameters": sum(math.prod(v.shape) for v in model.trainable_variables),
         "steps_per_epoch": dataset.steps_per_epoch,
+        "dataset": {
+            "train": dataset.num_train,
+            "test": dataset.num_test,
+            "classes": dataset.classes and list(dataset.classes),
+        },
         "strategy": strategy,
         "environment": _environment(),
     }
@@ -195,6 +202,8 @@ def _instruments(fields, dataset):
             instruments.append(callbacks.GradientAlignment(*probe))
         if fields.error_alignment:
             instruments.append(callbacks.ErrorAlignment(*probe))
+    if fields.minimum_norm:
+        instruments.append(callbacks.MinimumNorm(*dataset.arrays("train")))
     return instruments
 
 
@@ -205,18 +214,23 @@ def load(config):
         config: As for `run`.
 
     Raises:
-        ValueError, TypeError: If the data set or one of its options is unknown.
+        ValueError: If the data set or one of its options is unknown, or an option has
+            no meaning for the set.
         keras_fa.datasets.DatasetNotFound: If the data set is not there.
     """
     arguments = {k: v for k, v in config.dataset.to_dict().items() if v is not None}
-    return datasets.load(
-        arguments.pop("name"),
-        batch_size=config.batch_size,
-        drop_last=config.drop_last,
-        dtype=keras.DTypePolicy(config.dtype).variable_dtype,
-        seed=config.seed,
-        **arguments,
-    )
+    name = arguments.pop("name")
+    try:
+        return datasets.load(
+            name,
+            batch_size=config.batch_size,
+            drop_last=config.drop_last,
+            dtype=keras.DTypePolicy(config.dtype).variable_dtype,
+            seed=config.seed,
+            **arguments,
+        )
+    except TypeError as error:
+        raise ValueError(f"config.dataset does not fit {name!r}: {error}") from error
 
 
 def _seeds(seed):
@@ -293,10 +307,18 @@ def _optimizer(config, model, steps_per_epoch):
             None if epochs is None else epochs * steps_per_epoch,
         )
         if fields.weight_decay_layers:
+            weights = {v.name: v.trainable_variables for v in model.layers}
+            for name in fields.weight_decay_layers:
+                if not weights.get(name):
+                    known = ", ".join(other for other in weights if weights[other])
+                    raise ValueError(
+                        "config.optimizer.weight_decay_layers: the model has no layer "
+                        f"{name!r} with weights. Known: {known}."
+                    )
             decayed = {
                 id(variable)
                 for name in fields.weight_decay_layers
-                for variable in model.get_layer(name).trainable_variables
+                for variable in weights[name]
             }
             variables = model.trainable_variables
             optimizer.exclude_from_weight_decay(

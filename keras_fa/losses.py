@@ -6,17 +6,21 @@ from keras import ops
 from keras_fa import rules
 
 
-def exponential_loss(y_true, y_pred):
+@keras.saving.register_keras_serializable(rules.PACKAGE)
+class ExponentialLoss(keras.losses.Loss):
     """exp(-y f(x)), the loss of proposition 5.7 of Robertson and Koyejo (2024).
 
-    Args:
-        y_true: Labels -1 and +1, shape (batch, 1).
-        y_pred: Outputs f(x), shape (batch, 1).
-
-    Returns:
-        Tensor (batch,).
+    Labels are -1 and +1; labels and outputs have shape (batch, 1).
     """
-    return ops.mean(ops.exp(-y_true * y_pred), axis=-1)
+
+    def __init__(self, reduction="sum_over_batch_size", name="exponential", dtype=None):
+        super().__init__(name=name, reduction=reduction, dtype=dtype)
+
+    def call(self, y_true, y_pred):
+        return ops.mean(ops.exp(-y_true * y_pred), axis=-1)
+
+    def get_config(self):
+        return {"reduction": self.reduction, "name": self.name, "dtype": self.dtype}
 
 
 @keras.saving.register_keras_serializable(rules.PACKAGE)
@@ -38,12 +42,14 @@ class HalfSquaredError(keras.losses.Loss):
         return {"reduction": self.reduction, "name": self.name, "dtype": self.dtype}
 
 
-def get(name):
+def get(name, dtype=None):
     """A loss by the name that a configuration gives it, and what is measured with it.
 
     Args:
         name: "cross_entropy" (softmax of logits, integer labels), "exponential",
             "half_squared_error" or the name of a Keras loss.
+        dtype: What the loss is computed in. Keras takes float32 unless told otherwise,
+            in a float64 model too; so do its own losses by name.
 
     Returns:
         The loss, and `{name: function of (y_true, y_pred) -> (batch,)}`: the further
@@ -53,10 +59,10 @@ def get(name):
         ValueError: If the name is unknown.
     """
     if name == "cross_entropy":
-        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True, dtype=dtype)
         return loss, {"accuracy": keras.metrics.sparse_categorical_accuracy}
     if name == "exponential":
-        return exponential_loss, {}
+        return ExponentialLoss(dtype=dtype), {}
     if name == "half_squared_error":
-        return HalfSquaredError(), {}
+        return HalfSquaredError(dtype=dtype), {}
     return keras.losses.get(name), {}

@@ -82,8 +82,26 @@ def mlp(
                 'output_scale must be a number, None or "inverse_sqrt_width". '
                 f"Received: {output_scale!r}."
             )
-        model.add(layers.Rescaling(output_scale, dtype=dtype, name="output_scale"))
+        model.add(_Scale(output_scale, dtype=dtype, name="output_scale"))
     return model
+
+
+@keras.saving.register_keras_serializable(rules.PACKAGE)
+class _Scale(layers.Layer):
+    """Multiplies by a number; Keras's Rescaling rounds it to float32."""
+
+    def __init__(self, scale, **kwargs):
+        super().__init__(**kwargs)
+        self.scale = scale
+
+    def call(self, x):
+        return x * self.scale
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+    def get_config(self):
+        return {**super().get_config(), "scale": self.scale}
 
 
 def lenet(

@@ -244,3 +244,50 @@ def read_summary(path):
     """The summary of a run folder, a dict, or None while the run is not over."""
     path = pathlib.Path(path) / SUMMARY
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def finished_runs(path):
+    """The run folders under a folder whose run is finished, sorted by path.
+
+    Diverged runs are not among them.
+    """
+    found = sorted(pathlib.Path(path).glob(f"**/{SUMMARY}"))
+    return [p.parent for p in found if read_summary(p.parent)["status"] == "finished"]
+
+
+def flatten(config):
+    """`{"section.field": value}` of a nested configuration."""
+    flat = {}
+    for key, value in config.items():
+        if isinstance(value, dict):
+            flat |= {f"{key}.{k}": v for k, v in flatten(value).items()}
+        else:
+            flat[key] = value
+    return flat
+
+
+def aggregate(table, by, values):
+    """Mean and standard error over the runs of equal settings.
+
+    Args:
+        table: `pandas.DataFrame`, a row for each run.
+        by: Columns with the settings.
+        values: Columns with the results.
+
+    Returns:
+        `pandas.DataFrame` with a row for each combination of settings that is there:
+        the columns `by`; `<value>_mean`, `<value>_sd` (n - 1 in the denominator) and
+        `<value>_se` (sd / sqrt(n)) for each value, the last two NaN for a single run;
+        and `seeds`, the number of runs n.
+    """
+    groups = table.groupby(list(by), sort=True, dropna=False)
+    columns = {}
+    for value in values:
+        columns[f"{value}_mean"] = groups[value].mean()
+        columns[f"{value}_sd"] = groups[value].std(ddof=1)
+        columns[f"{value}_se"] = groups[value].sem(ddof=1)
+    columns["seeds"] = groups.size()
+
+    import pandas as pd
+
+    return pd.DataFrame(columns).reset_index()

@@ -12,7 +12,7 @@ import tensorflow as tf
 from helpers import RULES, assert_close
 from keras import layers
 
-from keras_fa import models, rules
+from keras_fa import analysis, losses, models, rules
 from keras_fa.layers import FeedbackConv2D, FeedbackDense, feedback_layers
 
 every_rule = pytest.mark.parametrize("rule", RULES)
@@ -298,6 +298,100 @@ def test_linear_mlp_and_other_options():
     for layer in (one, two):
         for values in (layer.kernel.numpy(), layer.feedback.numpy()):
             assert 2 <= values.min() < values.max() <= 3
+
+
+# --- The output scale ---
+
+
+def _scaled(activation="tanh", output_scale="inverse_sqrt_width"):
+    # Scales here are powers of 2: Keras's Rescaling takes its factor as a float32,
+    # whatever the dtype, and 1/sqrt(7) would be off by 2e-8 of itself.
+    return models.mlp(
+        (4,),
+        16,
+        1,
+        rule="fa",
+        activation=activation,
+        use_bias=False,
+        output_scale=output_scale,
+        dtype="float64",
+    )
+
+
+@pytest.mark.parametrize(
+    ("output_scale", "factor"),
+    [(None, 1.0), (0.5, 0.5), (2, 2.0), ("inverse_sqrt_width", 1 / 4)],
+)
+def test_outputs_are_scaled(output_scale, factor):
+    model = _scaled(output_scale=output_scale)
+    w, beta = (layer.kernel.numpy() for layer in feedback_layers(model))
+    x, _ = _data(model)
+    # Measured: 2e-16.
+    assert_close(model(x), factor * np.tanh(x @ w) @ beta, 1e-14)
+
+
+@pytest.mark.parametrize("output_scale", ["sqrt_width", [1.0]])
+def test_an_unknown_output_scale_is_refused(output_scale):
+    with pytest.raises(ValueError, match="output_scale must be"):
+        _scaled(output_scale=output_scale)
+
+
+_PSI = {
+    "tanh": (np.tanh, lambda z: 1 - np.tanh(z) ** 2),
+    "relu": (lambda z: np.maximum(z, 0), lambda z: (z > 0).astype("float64")),
+}
+
+
+def _half_squared_gradients(model, x, y):
+    loss = losses.HalfSquaredError(dtype="float64")
+    with tf.GradientTape() as tape:
+        value = loss(y, model(x, training=True))
+    return [
+        g.numpy()
+        for g in tape.gradient(value, [v.value for v in model.trainable_variables])
+    ]
+
+
+@pytest.mark.parametrize("activation", _PSI)
+def test_gradients_are_those_of_song_xu_and_lafferty(activation):
+    model = _scaled(activation)
+    psi, slope = _PSI[activation]
+    hidden, output = feedback_layers(model)
+    w = hidden.kernel.numpy()
+    beta, b = (v.numpy()[:, 0] for v in (output.kernel, output.feedback))
+    x, _ = _data(model, n=5)
+    y = np.random.default_rng(2).normal(size=5)
+    # f = beta^T psi(W x) / sqrt(p), error e = f - y, D_i = diag(psi'(W x_i)).
+    root = np.sqrt(16)
+    e = psi(x @ w) @ beta / root - y
+    pairs = list(zip(e, x, strict=True))
+    dw = sum(np.outer(x_i, e_i * slope(x_i @ w) * b) for e_i, x_i in pairs) / root
+    dbeta = sum(e_i * psi(x_i @ w) for e_i, x_i in pairs) / root
+    actual = _half_squared_gradients(model, x, y[:, None])
+    assert_close(actual[0], dw)
+    assert_close(actual[1], dbeta[:, None])
+
+
+def test_the_output_scale_leaves_the_conservation_law():
+    model = _scaled("relu")
+    groups = analysis.conserved_groups(model)
+    assert [str(group) for group in groups] == ["dense_1 -> dense_2 (16 units)"]
+    x, _ = _data(model, n=5)
+    y = np.random.default_rng(2).normal(size=(5, 1))
+    gradients = _half_squared_gradients(model, x, y)
+    start = [v.numpy() for v in model.trainable_variables]
+    phi = {}
+    for step in (-0.1, 0.0, 0.1):
+        for variable, w, g in zip(
+            model.trainable_variables, start, gradients, strict=True
+        ):
+            variable.assign(w - step * g)
+        phi[step] = analysis.potentials(model)["dense_1"]
+    # Phi is quadratic in the weights: what is odd in the step is the first order.
+    second_order = phi[0.1] + phi[-0.1] - 2 * phi[0.0]
+    assert np.abs(second_order).max() > 1e-4
+    # Measured: 1e-16.
+    np.testing.assert_allclose(phi[0.1] - phi[-0.1], 0, atol=1e-14)
 
 
 @pytest.mark.parametrize("network", _SMALL)

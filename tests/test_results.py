@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from keras_fa import results
-from keras_fa.results import RunFolder, RunFolderError
+from keras_fa.results import RunFolder, RunFolderBusyError, RunFolderError
 
 
 def test_round_trip(tmp_path):
@@ -35,8 +35,9 @@ def test_another_configuration_is_refused_and_nothing_is_lost(tmp_path):
         folder.log({"epoch": 1})
     before = (tmp_path / "config.json").read_bytes()
     match = "a.b: 1 in the folder, 3 given"
-    with pytest.raises(RunFolderError, match=match):
+    with pytest.raises(RunFolderError, match=match) as refusal:
         RunFolder(tmp_path, {"a": {"b": 3}, "c": 2}).__enter__()
+    assert not isinstance(refusal.value, RunFolderBusyError)
     assert (tmp_path / "config.json").read_bytes() == before
     assert len(results.read_metrics(tmp_path)) == 1
 
@@ -72,7 +73,7 @@ def test_one_process_at_a_time_and_the_lock_dies_with_its_holder(tmp_path):
         env={**os.environ, "PYTHONPATH": source},
     )
     assert holder.stdout.readline() == b"held\n"
-    with pytest.raises(RunFolderError, match="Another process"):
+    with pytest.raises(RunFolderBusyError, match="Another process"):
         RunFolder(tmp_path, {}).__enter__()
     holder.kill()
     holder.wait()
@@ -111,6 +112,35 @@ def test_a_failed_write_leaves_the_old_file_whole(tmp_path, monkeypatch):
         results.write_text(path, "new")
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["file"]
+
+
+def test_sync_waits_for_the_log_and_leaves_it_as_it_is(tmp_path, monkeypatch):
+    synced = []
+    monkeypatch.setattr(os, "fsync", lambda file: synced.append(os.fstat(file).st_ino))
+    with RunFolder(tmp_path, {}) as folder:
+        folder.log({"epoch": 1})
+        assert synced == []
+        folder.sync()
+    path = tmp_path / "metrics.jsonl"
+    assert synced == [path.stat().st_ino]
+    assert path.read_text() == '{"epoch": 1}\n'
+
+
+def test_clear_takes_the_results_and_leaves_the_configuration(tmp_path):
+    config = {"seed": 1}
+    with RunFolder(tmp_path, config) as folder:
+        folder.clear()  # nothing there yet
+        folder.begin(-1)
+        folder.log({"epoch": 1})
+        (tmp_path / "checkpoints").mkdir()
+        (tmp_path / "checkpoints" / "epoch-1.index").write_text("weights")
+        folder.finish({"status": "finished"})
+        folder.clear()
+        assert folder.summary() is None
+    left = {path.name for path in tmp_path.iterdir() if not path.name.startswith(".")}
+    assert left == {"config.json"}
+    assert results.read_config(tmp_path) == config
+    assert results.read_metrics(tmp_path) == []
 
 
 def test_no_run(tmp_path):

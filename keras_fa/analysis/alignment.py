@@ -7,14 +7,8 @@ import keras
 import numpy as np
 
 from keras_fa import rules
-from keras_fa.analysis import dominance
+from keras_fa.analysis import dominance, graph
 from keras_fa.layers import feedback_layers
-
-_HOMOGENEOUS = (
-    keras.activations.leaky_relu,
-    keras.activations.linear,
-    keras.activations.relu,
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +73,25 @@ def weight_alignment(model):
     return {name: terms.cosine for name, terms in alignment_terms(model).items()}
 
 
+def smallest_weights(model):
+    """min_j w[j] of every feedback layer with a single output.
+
+    Source: Robertson and Koyejo (2024), lemma 5.4, under whose conditions w stays
+    positive.
+
+    Args:
+        model: A built Keras model.
+
+    Returns:
+        `{layer name: float}`.
+    """
+    return {
+        name: float(np.asarray(layer.kernel).min())
+        for name, layer in named_feedback_layers(model).items()
+        if layer.kernel.shape[-1] == 1
+    }
+
+
 def weight_alignment_bounds(model):
     """What theory guarantees of `weight_alignment`.
 
@@ -127,21 +140,14 @@ def _hidden_layer_before(model, layer):
         return None
     for before in reversed(model.layers[:-1]):
         if isinstance(before, keras.layers.Dense):
-            return before if before.activation in _HOMOGENEOUS else None
-        if not (
-            isinstance(before, (keras.layers.LeakyReLU, keras.layers.Dropout))
-            or (
-                isinstance(before, keras.layers.ReLU)
-                and before.max_value is None
-                and before.threshold == 0
-            )
-            or (
-                isinstance(before, keras.layers.Activation)
-                and before.activation in _HOMOGENEOUS
-            )
-        ):
+            return before if _is_homogeneous(before.activation) else None
+        if not (isinstance(before, keras.layers.Dropout) or _is_homogeneous(before)):
             return None
     return None
+
+
+def _is_homogeneous(activation):
+    return graph.activation_reason(activation, path="") is None
 
 
 def _alignment(true, feedback):

@@ -148,6 +148,33 @@ def potentials(model, groups=None):
     }
 
 
+def drift(phi, start):
+    """Mean over units of |Phi_j - Phi_j(0)|: meaningful where Phi_j(0) is near 0 too.
+
+    Args:
+        phi: Potentials of a group, array (units,): see `potentials`.
+        start: The same at the start, Phi(0).
+
+    Returns:
+        Float, in the units of Phi: those of a squared weight.
+    """
+    return float(np.mean(np.abs(phi - start)))
+
+
+def relative_drift(phi, start):
+    """Mean over units of |Phi_j / Phi_j(0) - 1|.
+
+    Args:
+        phi: Potentials of a group, array (units,): see `potentials`.
+        start: The same at the start, Phi(0).
+
+    Returns:
+        Float; inf or nan where a Phi_j(0) is 0.
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return float(np.mean(np.abs(phi / start - 1)))
+
+
 class Reader:
     """Reads the arrays of groups from their variables, each variable once."""
 

@@ -1,0 +1,40 @@
+r"""Song et al.'s synthetic problem over widths, penalties and activations: figure 2.
+
+Source: Song, Xu and Lafferty (2021), section 5, figure 2 a to f.
+Command: python trainers/sweep.py --grid=configs/grids/song_synthetic.py \
+             --workdir=runs/song_synthetic --jobs=2
+    The paper's 50 repetitions: --axis="seed=list(range(50))" written out as a list.
+Expected: 525 cells, an hour on 2 cores.
+
+The paper's figure does not give lambda for every activation; these five cover the range
+from no alignment to strong alignment in all three. Steps: until the loss has converged
+for small lambda.
+"""
+
+
+def get_grid():
+    return {
+        "config": "song_synthetic.py",
+        "axes": [
+            {"seed": [0, 1, 2, 3, 4]},
+            {
+                "model.activation": ["linear", "relu", "tanh"],
+                "dataset.activation": ["linear", "relu", "tanh"],
+                "optimizer.learning_rate": [1e-4, 1e-3, 1e-2],
+                "epochs": [6000, 3000, 2000],
+            },
+            {
+                "model.hidden_units": [
+                    (200,),
+                    (400,),
+                    (800,),
+                    (1600,),
+                    (3200,),
+                    (6400,),
+                    (12800,),
+                ]
+            },
+            {"optimizer.weight_decay": [0.0, 0.5, 1.0, 2.0, 5.0]},
+        ],
+        "seconds_per_cell": 15,
+    }

@@ -1,0 +1,59 @@
+"""The papers' numbers, as printed, and what their figures are said to show.
+
+Sources:
+    RK24: Robertson and Koyejo (2024), tables 1 to 3.
+    RK23: Robertson and Koyejo (2023), section 6.
+    S21: Song, Xu and Lafferty (2021), section 5.
+
+Each number is (mean, standard error). Accuracies in percent.
+"""
+
+_RULES = ("fa", "ada_fa", "sign_fa", "backprop")
+
+
+def _by_rule(rows):
+    return {
+        (key, rule): cell
+        for key, cells in rows.items()
+        for rule, cell in zip(_RULES, cells, strict=True)
+    }
+
+
+# RK24, table 1: test accuracy of LeNet on n classes of CIFAR-100. Six repetitions.
+TABLE1 = _by_rule(
+    {
+        10: ((55.2, 3.8), (61.6, 0.4), (74.1, 0.1), (75.8, 0.2)),
+        25: ((39.7, 0.5), (42.9, 1.2), (58.9, 1.2), (60.1, 1.2)),
+        50: ((32.6, 0.6), (34.1, 0.5), (48.9, 0.3), (50.6, 0.4)),
+    }
+)
+
+# RK24, table 2: test accuracy of ResNet-18 on n classes of Tiny-ImageNet. Four
+# repetitions.
+TABLE2 = _by_rule(
+    {
+        10: ((49.6, 1.7), (51.6, 2.2), (64.9, 4.8), (67.5, 0.7)),
+        25: ((40.1, 1.6), (35.3, 1.0), (53.0, 2.6), (55.9, 0.6)),
+        50: ((30.9, 0.8), (31.0, 0.9), (47.7, 0.6), (53.4, 2.3)),
+    }
+)
+
+# RK24, table 3: mean absolute deviation of the conserved ratio from 1, by width. Six
+# repetitions.
+TABLE3 = _by_rule(
+    {
+        15: ((1.5, 0.6), (1.0, 0.2), (0.4, 0.1), (22.3, 3.2)),
+        30: ((0.5, 0.2), (0.1, 0.02), (0.07, 0.02), (4.8, 0.3)),
+        45: ((0.2, 0.1), (0.03, 0.01), (0.02, 0.005), (2.6, 0.1)),
+        60: ((0.2, 0.1), (0.01, 0.002), (0.02, 0.003), (1.4, 0.03)),
+        75: ((0.2, 0.2), (0.01, 0.002), (0.009, 0.003), (1.0, 0.09)),
+        100: ((0.07, 0.05), (0.006, 0.002), (0.01, 0.002), (0.6, 0.04)),
+        125: ((0.01, 0.002), (0.006, 0.001), (0.005, 0.001), (0.4, 0.04)),
+        150: ((0.008, 0.002), (0.004, 0.001), (0.004, 0.0004), (0.4, 0.01)),
+        175: ((0.007, 0.002), (0.005, 0.0004), (0.003, 0.0006), (0.3, 0.008)),
+        200: ((0.01, 0.002), (0.004, 0.0004), (0.003, 0.0002), (0.2, 0.004)),
+    }
+)
+
+# What there is to say where our numbers differ from the papers'; by experiment.
+REMARKS = {}

@@ -1,0 +1,152 @@
+"""Evaluation against Keras's own, the recorder's rhythm, and the progress bar."""
+
+import io
+import math
+
+import keras
+import numpy as np
+import pytest
+import rich.progress
+import tensorflow as tf
+
+from keras_fa import losses, models, recording, results
+from keras_fa.config import default_config
+
+RANDOM = np.random.default_rng(0)
+X = RANDOM.normal(size=(23, 6)).astype("float32")
+LABELS = RANDOM.integers(0, 3, 23)
+TARGETS = RANDOM.normal(size=(23, 3)).astype("float32")
+
+
+def compiled(loss_name, jit_compile=False):
+    model = models.mlp((6,), (8,), 3)
+    loss, measures = losses.get(loss_name)
+    model.compile(
+        keras.optimizers.SGD(0.01),
+        loss,
+        metrics=[
+            keras.metrics.MeanMetricWrapper(measure, name)
+            for name, measure in measures.items()
+        ],
+        jit_compile=jit_compile,
+    )
+    return model, measures
+
+
+@pytest.mark.parametrize("loss_name", ["cross_entropy", "half_squared_error"])
+@pytest.mark.parametrize(
+    ("jit_compile", "regularized"), [(False, False), (False, True), (True, True)]
+)
+def test_evaluation_equals_keras(loss_name, jit_compile, regularized):
+    model, measures = compiled(loss_name, jit_compile)
+    if regularized:
+        model.get_layer("dense_1").kernel.regularizer = keras.regularizers.L2(0.1)
+        assert len(model.losses) == 1
+    y = LABELS if loss_name == "cross_entropy" else TARGETS
+    readings = []
+    # One batch, several even ones, several with an odd last one.
+    for size, batch_size in ((23, 23), (20, 5), (23, 5)):
+        examples = tf.data.Dataset.from_tensor_slices((X[:size], y[:size]))
+        batches = examples.batch(batch_size)
+        evaluation = recording.Evaluation(batches, measures)
+        evaluation.set_model(model)
+        evaluation.on_train_begin()
+        for _ in range(2):
+            for variable in model.trainable_variables:
+                variable.assign(0.9 * variable)
+            logs = {"loss": 1.0}
+            evaluation.on_epoch_end(0, logs)
+            expected = model.evaluate(batches, verbose=0, return_dict=True)
+            assert ("accuracy" in expected) == (loss_name == "cross_entropy")
+            assert logs.keys() == {"loss", *(f"val_{key}" for key in expected)}
+            for key, value in expected.items():
+                # Keras adds the batches up in float32. Measured: 1e-7.
+                assert logs[f"val_{key}"] == pytest.approx(value, rel=5e-7), key
+            readings.append(logs["val_loss"])
+    assert len(set(readings)) == 6
+
+
+class _Checkpoints:
+    def __init__(self):
+        self.saved = []
+
+    def save(self, epochs):
+        self.saved.append(epochs)
+
+
+def recorder(folder, **changes):
+    config = default_config()
+    config.update({"epochs": 10, "log_every": 2, "checkpoint_every": 4, **changes})
+    made = recording.Recorder(folder, config, [], steps_per_epoch=3)
+    made.checkpoints = _Checkpoints()
+    made.set_model(compiled("cross_entropy")[0])
+    return made
+
+
+def test_checkpoints_come_at_their_epochs_and_at_the_end(tmp_path):
+    with results.RunFolder(tmp_path, {}) as folder:
+        made = recorder(folder)
+        for period in range(5):
+            made.on_epoch_begin(period)
+            made.on_epoch_end(period, {"loss": 1.0})
+    assert made.checkpoints.saved == [4, 8, 10]
+    lines = results.read_metrics(tmp_path)
+    assert [line["epoch"] for line in lines] == [2, 4, 6, 8, 10]
+    assert [line["flow_time"] for line in lines] == pytest.approx(
+        [0.01 * 3 * line["epoch"] for line in lines]
+    )
+    assert not made.diverged
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf])
+def test_a_diverged_epoch_is_logged_but_not_kept(tmp_path, loss):
+    with results.RunFolder(tmp_path, {}) as folder:
+        made = recorder(folder, checkpoint_every=2)
+        made.on_epoch_begin(0)
+        made.on_epoch_end(0, {"loss": loss})
+    assert made.diverged and made.model.stop_training
+    assert made.checkpoints.saved == []
+    assert results.read_metrics(tmp_path)[0]["loss"] is None
+
+
+def test_the_clock(tmp_path, monkeypatch):
+    clock, per_step = [100.0], []
+    monkeypatch.setattr(recording.time, "perf_counter", lambda: clock[0])
+    with results.RunFolder(tmp_path, {}) as folder:
+        made = recorder(folder)
+        made.set_state({"seconds": 5.0})
+        assert made.seconds_per_step() is None
+        for period, training in enumerate((60.0, 3.0, 6.0, 12.0)):
+            made.on_epoch_begin(period)
+            clock[0] += training
+            made.on_train_batch_end(0)
+            clock[0] += 1.0  # evaluation and instruments
+            made.on_epoch_end(period, {"loss": 1.0})
+            per_step.append(made.seconds_per_step())
+    # A period has 6 steps; the first, with the tracing, counts only while it is alone.
+    assert per_step == [60 / 6, 3 / 6, 4.5 / 6, 6 / 6]
+    assert made.get_state() == {"seconds": 5.0 + 60 + 3 + 6 + 12 + 4}
+    logged = [line["seconds"] for line in results.read_metrics(tmp_path)]
+    assert logged == [66.0, 70.0, 77.0, 90.0]
+
+
+def test_the_progress_bar_prints_lines_where_there_is_no_terminal(monkeypatch):
+    clock, output = [100.0], io.StringIO()
+    monkeypatch.setattr(recording.time, "monotonic", lambda: clock[0])
+    console = rich.console.Console(file=output, force_terminal=False, width=120)
+    monkeypatch.setattr(rich.progress, "get_console", lambda: console)
+    config = default_config()
+    config.update({"epochs": 10, "log_every": 2})
+    bar = recording.ProgressBar(config, epoch=0)
+    bar.on_train_begin()
+    try:
+        for period, seconds in enumerate((20, 20, 20, 20)):
+            clock[0] += seconds
+            bar.on_epoch_end(period, {"loss": 0.5, "val_accuracy": 0.75})
+        lines = [line for line in output.getvalue().splitlines() if "epoch" in line]
+    finally:
+        bar.stop()
+        bar.stop()
+    # 30 seconds have gone by at the second and at the fourth look.
+    assert [line.split(",")[0] for line in lines] == ["fa epoch 4/10", "fa epoch 8/10"]
+    assert all(line.endswith("s left, loss 0.5, test 75.0%") for line in lines)

@@ -1,0 +1,287 @@
+"""The papers' tables from run folders whose numbers are known."""
+
+import json
+import math
+import pathlib
+import re
+import runpy
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+
+from keras_fa import papers, report, reproduction, results, sweeps
+
+ROOT = pathlib.Path(__file__).parents[1]
+GRIDS = sorted((ROOT / "configs" / "grids").glob("*.py"))
+
+
+def grid(name):
+    found = runpy.run_path(str(ROOT / "configs" / "grids" / f"{name}.py"))["get_grid"]()
+    config = runpy.run_path(str(ROOT / "configs" / found["config"]))["get_config"]()
+    return config, found["axes"]
+
+
+def leave(cell, root, lines, status="finished"):
+    """A run folder as a run leaves it, with log lines of our choosing."""
+    folder = root / cell.name
+    with results.RunFolder(folder, cell.config.to_dict()) as run:
+        run.begin(-1)
+        for line in lines:
+            run.log(line)
+        environment = {"keras_fa": "0", "devices": []}
+        run.finish({"status": status, "final": lines[-1], "environment": environment})
+    return folder
+
+
+def noisy_mnist(root, axes, value):
+    """Runs of table 3's grid: inner 0, |W1|^2 = 2 and then 2 (1 + deviation)."""
+    config, _ = grid("table3")
+    cells = sweeps.cells(config, axes)
+    for cell in cells:
+        deviation = value(cell)
+        lines = []
+        for epoch, factor in ((0, 1.0), (5, 1 + deviation)):
+            lines.append(
+                {
+                    "epoch": epoch,
+                    "loss": 0.5,
+                    "accuracy": 0.8,
+                    "val_loss": 0.4,
+                    "val_accuracy": 0.9,
+                    "norm/dense_1": math.sqrt(2 * factor),
+                    "inner/dense_2": 0.0,
+                    "potential/dense_1": -factor,
+                    "alignment/dense_2": 0.9 if cell.config.rule == "ada_fa" else 0.8,
+                    "alignment_bound/dense_2": 0.1,
+                }
+            )
+        leave(cell, root, lines)
+    return cells
+
+
+def section(name="table3", **fields):
+    return reproduction.Section(name, "Title", "source", **fields)
+
+
+def test_aggregate_gives_mean_deviation_and_standard_error():
+    table = pd.DataFrame({"a": [1, 1, 1, 2], "v": [1.0, 2.0, 6.0, 5.0]})
+    one, two = results.aggregate(table, ["a"], ["v"]).to_dict("records")
+    assert one["v_mean"] == 3 and one["seeds"] == 3
+    assert one["v_sd"] == pytest.approx(math.sqrt((4 + 1 + 9) / 2))
+    assert one["v_se"] == pytest.approx(one["v_sd"] / math.sqrt(3))
+    assert two["v_mean"] == 5 and two["seeds"] == 1 and math.isnan(two["v_se"])
+
+
+def test_differences_are_in_combined_standard_errors():
+    ours = pd.DataFrame(
+        {
+            "width": [15, 15, 17],
+            "rule": ["fa", "backprop", "fa"],
+            "mean": [1.0, 22.3, 1.0],
+            "se": [0.8, math.nan, 0.1],
+            "seeds": [2, 1, 2],
+        }
+    )
+    paper = {(15, "fa"): (2.0, 0.6), (15, "backprop"): (19.1, 3.2)}
+    first, second, third = reproduction.compare(ours, paper, ["width", "rule"]).to_dict(
+        "records"
+    )
+    assert first["method"] == "FA" and first["paper"] == "2 ± 0.6"
+    assert first["ours"] == "1.00 ± 0.80"
+    assert first["difference / combined SE"] == "-1.0"
+    assert second["difference / combined SE"] == "+1.0"
+    assert third["paper"] == "-"
+
+
+@pytest.mark.parametrize(
+    ("mean", "error", "text"),
+    [
+        (61.63, 0.4, "61.63 ± 0.40"),
+        (0.0061, 0.0021, "0.0061 ± 0.0021"),
+        (22.31, 13.2, "22 ± 13"),
+        (5.0, math.nan, "5"),
+        (1.0, 0.0, "1"),
+    ],
+)
+def test_numbers_have_the_digits_that_their_error_allows(mean, error, text):
+    assert reproduction.plus_minus(mean, error) == text
+
+
+def test_table3_and_its_checks(tmp_path):
+    axes = [
+        {"seed": [0, 1]},
+        {"model.hidden_units": [(15,), (200,)]},
+        {"rule": ["fa", "backprop"]},
+    ]
+    # Width 200's GD lies above the paper's 0.2 + 2 * 0.004 on purpose.
+    values = {(15, "fa"): 0.2, (15, "backprop"): 9.0, (200, "fa"): 0.004}
+    values[200, "backprop"] = 0.5
+
+    def value(cell):
+        base = values[cell.config.model.hidden_units[0], cell.config.rule]
+        return base * (1 if cell.config.seed == 0 else 3)
+
+    noisy_mnist(tmp_path, axes, value)
+    runs = reproduction.read_runs(tmp_path)
+    assert len(runs) == 8
+    made = section()
+    reproduction.table3(made, runs, tmp_path)
+    table = made.data["table3.csv"]
+    columns = ["width", "method", "deviation_mean", "deviation_se", "seeds"]
+    assert list(table.columns) == columns
+    for row in table.itertuples():
+        base = values[row.width, row.method]
+        # The mean over the two epochs of |1 - 1| and the deviation.
+        assert row.deviation_mean == pytest.approx(2 * base / 2)
+        assert row.deviation_se == pytest.approx(base / 2)
+        assert row.seeds == 2
+    verdicts = {claim: holds for claim, holds, _ in made.checks}
+    assert verdicts.pop("width 200, GD: deviation within the paper's value + 2 SE") is (
+        False
+    )
+    assert len(verdicts) == 3 and all(verdicts.values())
+
+
+def test_alignment_checks_know_what_is_missing(tmp_path):
+    axes = [
+        {"seed": [0]},
+        {"model.hidden_units": [(15,), (30,)]},
+        {"rule": ["fa", "ada_fa"]},
+    ]
+    cells = noisy_mnist(tmp_path, axes, lambda cell: 0.1)
+    (tmp_path / cells[-1].name / "summary.json").unlink()
+    made = section("fig3")
+    reproduction.figure3(made, reproduction.read_runs(tmp_path), tmp_path)
+    verdicts = {claim: holds for claim, holds, _ in made.checks}
+    assert verdicts["width 15: adaFA's alignment above FA's"] is True
+    assert verdicts["width 30: adaFA's alignment above FA's"] is None
+    assert (tmp_path / "fig3.png").stat().st_size > 5000
+
+
+def test_accuracy_ratios_compare_on_the_same_classes(tmp_path):
+    config, _ = grid("table1")
+    axes = [
+        {"dataset.num_classes": [10]},
+        {"seed": [0, 1], "dataset.class_seed": [1, 2]},
+        {"rule": ["backprop", "fa"]},
+    ]
+    accuracy = {("backprop", 1): 0.8, ("fa", 1): 0.4, ("backprop", 2): 0.5}
+    accuracy["fa", 2] = 0.45
+    for cell in sweeps.cells(config, axes):
+        key = cell.config.rule, cell.config.dataset.class_seed
+        leave(cell, tmp_path, [{"epoch": 500, "val_accuracy": accuracy[key]}])
+    made = section("table1")
+    reproduction.accuracies(made, reproduction.read_runs(tmp_path), tmp_path, 1)
+    table = made.data["table1.csv"].set_index("method")
+    assert table.loc["fa", "accuracy_mean"] == pytest.approx(42.5)
+    assert table.loc["backprop", "accuracy_se"] == pytest.approx(15)
+    assert table.loc["fa", "epochs"] == 500
+    ratios = made.data["table1_ratios.csv"].set_index(["method", "subset"])["ratio"]
+    assert ratios["fa", 1] == pytest.approx(0.5)
+    assert ratios["fa", 2] == pytest.approx(0.9)
+    paper = made.data["table1_ratios.csv"].set_index("method")["paper_ratio"]
+    assert paper["fa"].iloc[0] == pytest.approx(55.2 / 75.8)
+
+
+def test_song_tables_and_checks(tmp_path):
+    config, _ = grid("song_synthetic")
+    axes = [
+        {"seed": [0, 1]},
+        {"model.hidden_units": [(200,), (400,)]},
+        {"optimizer.weight_decay": [0.0, 5.0]},
+    ]
+    # Alignment falls with p without the penalty, but does not rise with it at p = 200.
+    cosine = {(200, 0.0): 0.5, (200, 5.0): 0.4, (400, 0.0): 0.1, (400, 5.0): 0.8}
+    for cell in sweeps.cells(config, axes):
+        key = cell.config.model.hidden_units[0], cell.config.optimizer.weight_decay
+        line = {"alignment/dense_2": cosine[key], "loss": 0.25}
+        leave(cell, tmp_path, [{"epoch": e, **line} for e in (0, 50, 100)])
+    made = section("song_synthetic")
+    reproduction.song_synthetic(made, reproduction.read_runs(tmp_path), tmp_path)
+    table = made.data["song_synthetic.csv"]
+    assert list(table.columns) == [
+        "activation",
+        "p",
+        "lambda",
+        "cosine_mean",
+        "cosine_se",
+        "loss_mean",
+        "seeds",
+    ]
+    assert len(table) == 4 and set(table["seeds"]) == {2}
+    verdicts = {claim: holds for claim, holds, _ in made.checks}
+    assert verdicts["ReLU: without the penalty alignment falls with p"] is True
+    assert verdicts["ReLU: alignment rises with lambda at every p"] is False
+    assert verdicts["tanh: without the penalty alignment falls with p"] is None
+
+
+def test_the_report_is_one_file_with_everything_in_it(tmp_path):
+    axes = [{"seed": [0]}, {"model.hidden_units": [(15,)]}, {"rule": ["fa"]}]
+    noisy_mnist(tmp_path / "runs", axes, lambda cell: 0.1)
+    runs = reproduction.read_runs(tmp_path / "runs")
+    made = section(
+        runs=runs,
+        missing={"seed=1,<b>": "open"},
+        config="learning_rate: 0.05",
+        command="python trainers/sweep.py",
+        remarks="First.\n\nSecond & third.",
+    )
+    for part in (reproduction.table3, reproduction.figure2):
+        part(made, runs, tmp_path)
+    path = report.write([made], tmp_path / "report.html", "Title", "below")
+    text = path.read_text()
+    assert not re.search(r'(src|href)="(?!data:|#)', text)
+    assert 'src="data:image/png;base64,' in text
+    assert "1 of 2" in text and "open: seed=1,&lt;b&gt;" in text
+    assert "learning_rate: 0.05" in text and "python trainers/sweep.py" in text
+    assert "<p>Second &amp; third.</p>" in text
+    assert "width 15, FA: deviation within" in text
+
+
+@pytest.mark.parametrize("path", GRIDS, ids=lambda path: path.stem)
+def test_grids_are_whole(path):
+    text = runpy.run_path(str(path))["__doc__"]
+    for word in ("Source:", f"--grid=configs/grids/{path.name}", "Expected:"):
+        assert word in text
+    cells = sweeps.cells(*grid(path.stem))
+    assert cells
+    listed = re.search(r"Expected: (\d+) cells", text)
+    assert listed is None or int(listed[1]) == len(cells)
+
+
+def test_every_experiment_has_a_grid():
+    stems = {path.stem for path in GRIDS}
+    assert {e.grid for e in reproduction.EXPERIMENTS.values()} <= stems
+    assert papers.REMARKS.keys() <= reproduction.EXPERIMENTS.keys()
+
+
+def test_the_command_line(tmp_path):
+    axes = [{"seed": [0]}, {"model.hidden_units": [(15,)]}, {"rule": ["fa", "ada_fa"]}]
+    noisy_mnist(tmp_path / "runs" / "table3", axes, lambda cell: 0.1)
+    command = [sys.executable, "trainers/reproduce.py", f"--runs={tmp_path / 'runs'}"]
+
+    def reproduce(*arguments):
+        return subprocess.run(
+            [*command, *arguments],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    done = reproduce("--experiment=all", f"--results={tmp_path / 'results'}")
+    assert done.returncode == 0, done.stderr
+    assert "table3 (RK24, table 3): 2 runs, 58 cells missing" in done.stdout
+    text = (tmp_path / "results" / "report.html").read_text()
+    assert "seed=2,hidden_units=200,rule=backprop" in text
+    assert len(pd.read_csv(tmp_path / "results" / "table3.csv")) == 2
+
+    refused = reproduce("--experiment=tabel3", f"--results={tmp_path / 'other'}")
+    assert refused.returncode != 0 and "Known: all, table3" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    assert not (tmp_path / "other").exists()
+    assert json.loads(
+        (next((tmp_path / "runs/table3").iterdir()) / "config.json").read_text()
+    )
