@@ -88,6 +88,7 @@ class Recorder(keras.callbacks.Callback):
         self.seconds = 0.0
         self._periods = []
         self._trained = None
+        self._learning_rate = None
 
     def get_state(self):
         """The time that the run has taken."""
@@ -98,6 +99,10 @@ class Recorder(keras.callbacks.Callback):
         self.seconds = state["seconds"]
 
     def on_train_begin(self, logs=None):
+        # Compiled: read eagerly, a schedule takes 3 ms.
+        self._learning_rate = tf.function(
+            lambda: tf.convert_to_tensor(self.model.optimizer.learning_rate)
+        )
         if not results.read_metrics(self._folder.path):
             readings = {}
             for instrument in self._instruments:
@@ -115,7 +120,7 @@ class Recorder(keras.callbacks.Callback):
         self._periods.append(self._trained)
         self.seconds += time.perf_counter() - self._start
         epochs = (epoch + 1) * self._config.log_every
-        learning_rate = float(np.asarray(self.model.optimizer.learning_rate))
+        learning_rate = float(self._learning_rate())
         line = {"epoch": epochs, **logs, "learning_rate": learning_rate}
         line["flow_time"] = _flow_time(self._config, epochs, self._steps_per_epoch)
         self._folder.log({**line, "seconds": round(self.seconds, 3)})

@@ -1,16 +1,24 @@
-"""Measures what the instruments cost, as ratios taken interleaved in one process.
+"""Measures costs, as ratios taken interleaved in one process.
 
 Example:
-    python trainers/benchmark.py --rounds=15
+    python trainers/benchmark.py --what=instruments --rounds=15
+    python trainers/benchmark.py --what=full_batch --rounds=200
 
-For the LeNet of the papers on random images: an epoch of `model.fit` with
+instruments: for the LeNet of the papers on random images, an epoch of `model.fit` with
 `WeightAlignment` and `Conservation` against one without, and a reading of
 `GradientAlignment` on one batch against one plain training step on it.
+
+full_batch: a noisy-MNIST run of `configs/noisy_mnist.py` with all its logs, against
+compiled loops that do nothing but the same number of training steps, once as
+TensorFlow compiles a loop and once with XLA.
 """
 
 import os
+import pathlib
+import runpy
 import statistics
 import sys
+import tempfile
 import time
 
 # Quietens TensorFlow's start-up notices; errors still show.
@@ -20,6 +28,15 @@ from absl import app, flags
 from rich.console import Console
 from rich.table import Table
 
+_WHAT = flags.DEFINE_enum(
+    "what",
+    "instruments",
+    ["instruments", "full_batch"],
+    "instruments: what readings cost a LeNet; full_batch: a noisy-MNIST run against "
+    "bare compiled loops.",
+)
+_WIDTH = flags.DEFINE_integer("width", 100, "Hidden units of full_batch.", 1)
+_RULE = flags.DEFINE_string("rule", "fa", "Feedback rule of full_batch.")
 _ROUNDS = flags.DEFINE_integer("rounds", 9, "Measurements of each kind.", 3)
 _IMAGES = flags.DEFINE_integer("images", 5000, "Images an epoch.", 128)
 _BATCH = flags.DEFINE_integer("batch_size", 128, "Images a step.", 1)
@@ -80,22 +97,96 @@ def instruments(rounds, images, batch_size):
     return seconds
 
 
+def full_batch(rounds, width, rule):
+    """Costs of a noisy-MNIST run beyond its training steps.
+
+    Args:
+        rounds: Log periods to measure.
+        width: Hidden units.
+        rule: Feedback rule.
+
+    Returns:
+        Dict from what was measured to the list of its seconds, one for each log period.
+    """
+    import keras
+    import tensorflow as tf
+
+    from keras_fa import experiment
+
+    path = pathlib.Path(__file__).parents[1] / "configs" / "noisy_mnist.py"
+    config = runpy.run_path(str(path))["get_config"]()
+    config.model.hidden_units = (width,)
+    config.rule = rule
+    steps = config.log_every
+    config.epochs = (rounds + 2) * steps
+    dataset = experiment.load(config)
+    x, y = (tf.constant(array) for array in dataset.arrays("train"))
+
+    def bare_loop(jit_compile):
+        model = experiment.build(config, dataset)
+
+        @tf.function(jit_compile=jit_compile)
+        def step():
+            with tf.GradientTape() as tape:
+                loss = model.loss(y, model(x, training=True))
+            variables = model.trainable_variables
+            model.optimizer.apply(tape.gradient(loss, variables), variables)
+
+        @tf.function
+        def loop():
+            for _ in tf.range(steps):
+                step()
+
+        return loop
+
+    loops = {"bare loop": bare_loop(False), "bare loop, XLA": bare_loop(True)}
+    seconds = {name: [] for name in [*loops, "run"]}
+
+    class Interleave(keras.callbacks.Callback):
+        """Lets the bare loops run between the log periods of the run."""
+
+        end = None
+
+        def on_epoch_begin(self, epoch, logs=None):
+            start = time.perf_counter()
+            # The first periods trace.
+            if epoch > 1:
+                seconds["run"].append(start - self.end)
+            for name, loop in loops.items():
+                start = time.perf_counter()
+                loop()
+                if epoch > 1:
+                    seconds[name].append(time.perf_counter() - start)
+            self.end = time.perf_counter()
+
+    with tempfile.TemporaryDirectory() as folder:
+        experiment.run(config, f"{folder}/run", extra_callbacks=[Interleave()])
+    return seconds
+
+
+_AGAINST = {
+    "epoch with both": "plain epoch",
+    "reading both": "plain epoch",
+    "gradient alignment": "plain step",
+    "bare loop, XLA": "bare loop",
+    "run": "bare loop",
+}
+
+
 def main(argv):
     """Prints the table of medians, spreads and ratios."""
     if len(argv) > 1:
         raise app.UsageError(f"Unexpected arguments: {' '.join(argv[1:])}")
     if _BATCH.value > _IMAGES.value:
         sys.exit("error: --batch_size is larger than --images.")
-    seconds = instruments(_ROUNDS.value, _IMAGES.value, _BATCH.value)
-    against = {
-        "epoch with both": "plain epoch",
-        "reading both": "plain epoch",
-        "gradient alignment": "plain step",
-    }
+    if _WHAT.value == "instruments":
+        seconds = instruments(_ROUNDS.value, _IMAGES.value, _BATCH.value)
+    else:
+        seconds = full_batch(_ROUNDS.value, _WIDTH.value, _RULE.value)
     table = Table("what", "median ms", "quartiles ms", "ratio", "to")
     for name, values in seconds.items():
         low, median, high = (1000 * q for q in statistics.quantiles(values, n=4))
-        base = against.get(name)
+        base = _AGAINST.get(name)
         ratio = ""
         if base is not None:
             pairs = zip(values, seconds[base], strict=True)
