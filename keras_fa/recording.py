@@ -88,7 +88,6 @@ class Recorder(keras.callbacks.Callback):
         self.seconds = 0.0
         self._periods = []
         self._trained = None
-        self._learning_rate = None
 
     def get_state(self):
         """The time that the run has taken."""
@@ -98,11 +97,14 @@ class Recorder(keras.callbacks.Callback):
         """Takes over the time that the run took before it was interrupted."""
         self.seconds = state["seconds"]
 
-    def on_train_begin(self, logs=None):
+    def set_model(self, model):
+        super().set_model(model)
         # Compiled: read eagerly, a schedule takes 3 ms.
         self._learning_rate = tf.function(
-            lambda: tf.convert_to_tensor(self.model.optimizer.learning_rate)
+            lambda: tf.convert_to_tensor(model.optimizer.learning_rate)
         )
+
+    def on_train_begin(self, logs=None):
         if not results.read_metrics(self._folder.path):
             readings = {}
             for instrument in self._instruments:
