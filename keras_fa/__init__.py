@@ -12,7 +12,10 @@ _LAZY = (
     "distribution",
     "experiment",
     "figures",
+    "losses",
+    "reproduction",
     "results",
+    "sweeps",
 )
 
 __all__ = ["gradients", "layers", "models", "optimizers", "rules", *_LAZY]

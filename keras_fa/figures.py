@@ -10,7 +10,7 @@ from keras_fa import results
 from keras_fa.analysis import dominance
 
 _LABELS = {"backprop": "BP", "fa": "FA", "ada_fa": "adaFA", "sign_fa": "sign-FA"}
-_COLORS = {
+COLORS = {
     "backprop": "#444444",
     "fa": "#0072b2",
     "ada_fa": "#d55e00",
@@ -42,7 +42,7 @@ def potential_ratio(runs, path):
         axis.set(title=f"conserved potential of {group}", xlabel="epoch")
         axis.set(ylabel=r"$\Phi(t)\,/\,\Phi(0)$")
 
-    return _grid(_keys(frames, "potential/"), draw, path)
+    return grid(_keys(frames, "potential/"), draw, path)
 
 
 def weight_alignment(runs, path):
@@ -69,11 +69,11 @@ def weight_alignment(runs, path):
             axis.plot(frame["epoch"], frame[f"alignment/{layer}"], **_line(rule))
             bound = f"alignment_bound/{layer}"
             if bound in frame and rule != "backprop":
-                color = _COLORS.get(rule)
+                color = COLORS.get(rule)
                 axis.plot(frame["epoch"], frame[bound], ":", color=color, linewidth=1.2)
         axis.set(title=f"alignment of {layer}", xlabel="epoch", ylabel=r"$\cos(W, B)$")
 
-    return _grid(_keys(frames, "alignment/")[1:], draw, path)
+    return grid(_keys(frames, "alignment/")[1:], draw, path)
 
 
 def accuracy(runs, path):
@@ -94,7 +94,7 @@ def accuracy(runs, path):
             axis.plot(frame["epoch"], 100 * frame[key], **_line(rule))
         axis.set(title=titles[key], xlabel="epoch", ylabel="%")
 
-    return _grid(list(titles) if frames else [], draw, path)
+    return grid(list(titles) if frames else [], draw, path)
 
 
 def drift_against_ledger(runs, path):
@@ -128,7 +128,7 @@ def drift_against_ledger(runs, path):
         axis.set(title=f"drift of {group}", ylabel=r"$\Phi(t) - \Phi(0)$")
         axis.set(xlabel="epoch   (dots: the ledger)")
 
-    return _grid(groups, draw, path)
+    return grid(groups, draw, path)
 
 
 def gradient_decomposition(runs, path):
@@ -159,7 +159,7 @@ def gradient_decomposition(runs, path):
             axis.set_yscale("log")
         axis.set(title=factors[key], xlabel="epoch")
 
-    return _grid(list(factors) if frames else [], draw, path)
+    return grid(list(factors) if frames else [], draw, path)
 
 
 def loss_bound(runs, path, beta=2.0):
@@ -196,7 +196,7 @@ def loss_bound(runs, path, beta=2.0):
         axis.set(title=rf"{_LABELS.get(rule, rule)}: $\alpha$ = {alpha:.3g}")
         axis.set(xlabel="time of the flow", ylabel="loss", yscale="log")
 
-    return _grid(list(panels), draw, path, legend_everywhere=True)
+    return grid(list(panels), draw, path, legend="every")
 
 
 def _frames(runs):
@@ -218,30 +218,50 @@ def _keys(frames, prefix):
 def _line(rule):
     return {
         "label": _LABELS.get(rule, rule),
-        "color": _COLORS.get(rule),
+        "color": COLORS.get(rule),
         "linewidth": 1.6,
     }
 
 
-def _grid(items, draw, path, legend_everywhere=False):
-    """A figure with one panel for each item; its path, or None without items."""
+def grid(items, draw, path, legend="first"):
+    """A figure with one panel for each item.
+
+    Args:
+        items: The items.
+        draw: Function of (axis, item).
+        path: Image file to write.
+        legend: "first" or "every" panel, or "outside" for one legend of all panels.
+
+    Returns:
+        The path, or None without items.
+    """
     if not items:
         return None
     across = min(len(items), 4)
     down = math.ceil(len(items) / across)
     figure = matplotlib.figure.Figure(
-        figsize=(4.2 * across + 0.6, 3.1 * down + 0.3), layout="constrained"
+        figsize=(3.8 * across + 1.0, 3.1 * down + 0.3), layout="constrained"
     )
     axes = figure.subplots(down, across, squeeze=False).ravel()
-    for axis, item in zip(axes, items, strict=False):
-        draw(axis, item)
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.margins(x=0)
     for axis in axes[len(items) :]:
         axis.remove()
-    for axis in axes[: len(items) if legend_everywhere else 1]:
-        axis.legend(frameon=False)
+    axes = axes[: len(items)]
+    for axis, item in zip(axes, items, strict=True):
+        axis.margins(x=0)
+        draw(axis, item)
+        axis.spines[["top", "right"]].set_visible(False)
+    if legend == "outside":
+        handles = {}
+        for axis in axes:
+            for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
+                handles.setdefault(label, handle)
+        figure.legend(
+            handles.values(), handles.keys(), loc="outside right center", frameon=False
+        )
+    else:
+        for axis in axes if legend == "every" else axes[:1]:
+            axis.legend(frameon=False)
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    figure.savefig(path, dpi=120)
     return path

@@ -1,19 +1,13 @@
 """Figures over many runs, drawn as the papers draw them: means with bands or bars."""
 
 import math
-import pathlib
 
 import matplotlib
-import matplotlib.figure
 import numpy as np
 
+from keras_fa.figures import grid
+
 LABELS = {"backprop": "GD", "fa": "FA", "ada_fa": "adaFA", "sign_fa": "sign-FA"}
-COLORS = {
-    "backprop": "#444444",
-    "fa": "#0072b2",
-    "ada_fa": "#d55e00",
-    "sign_fa": "#009e73",
-}
 
 
 def shades(keys):
@@ -31,7 +25,7 @@ def curves(panels, path, xlabel, ylabel, colors, labels=None, **axes):
             (repetitions, t).
         path: Image file to write.
         xlabel: Of every panel.
-        ylabel: Of the first panel.
+        ylabel: Of every panel.
         colors: `{key: colour}`.
         labels: `{key: text of the legend}`; by default the keys.
         **axes: `spread` ("se" or "sd": half the height of a band), `line` (a horizontal
@@ -53,10 +47,9 @@ def curves(panels, path, xlabel, ylabel, colors, labels=None, **axes):
                 axis.fill_between(
                     x, mean - half, mean + half, color=colors[key], alpha=0.2, lw=0
                 )
-        axis.set(title=title, xlabel=xlabel, **axes)
-        axis.margins(x=0)
+        axis.set(title=title, xlabel=xlabel, ylabel=ylabel, **axes)
 
-    return _grid([t for t in panels if panels[t]], draw, path, ylabel)
+    return grid([t for t in panels if panels[t]], draw, path, "outside")
 
 
 def points(panels, path, xlabel, ylabel, colors, labels=None, **axes):
@@ -66,7 +59,7 @@ def points(panels, path, xlabel, ylabel, colors, labels=None, **axes):
         panels: `{title: {key: [(x, values), ...]}}`, values the repetitions at x.
         path: Image file to write.
         xlabel: Of every panel.
-        ylabel: Of the first panel.
+        ylabel: Of every panel.
         colors: `{key: colour}`.
         labels: `{key: text of the legend}`; by default the keys.
         **axes: As for `curves`.
@@ -89,9 +82,10 @@ def points(panels, path, xlabel, ylabel, colors, labels=None, **axes):
                 x, mean, half, color=colors[key], label=label, marker="o",
                 markersize=4, linewidth=1.3, capsize=2.5,
             )  # fmt: skip
-        axis.set(title=title, xlabel=xlabel, **axes)
+        axis.set(title=title, xlabel=xlabel, ylabel=ylabel, **axes)
+        axis.margins(x=0.04)
 
-    return _grid([t for t in panels if panels[t]], draw, path, ylabel)
+    return grid([t for t in panels if panels[t]], draw, path, "outside")
 
 
 def _spread(values, kind):
@@ -102,31 +96,3 @@ def _spread(values, kind):
         return mean, None
     deviation = values.std(axis=0, ddof=1)
     return mean, deviation if kind == "sd" else deviation / math.sqrt(len(values))
-
-
-def _grid(titles, draw, path, ylabel):
-    if not titles:
-        return None
-    across = min(len(titles), 4)
-    down = math.ceil(len(titles) / across)
-    figure = matplotlib.figure.Figure(
-        figsize=(3.5 * across + 1.4, 3.0 * down + 0.3), layout="constrained"
-    )
-    axes = figure.subplots(down, across, squeeze=False).ravel()
-    handles = {}
-    for index, (axis, title) in enumerate(zip(axes, titles, strict=False)):
-        draw(axis, title)
-        axis.spines[["top", "right"]].set_visible(False)
-        if index % across == 0:
-            axis.set_ylabel(ylabel)
-        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
-            handles.setdefault(label, handle)
-    for axis in axes[len(titles) :]:
-        axis.remove()
-    figure.legend(
-        handles.values(), handles.keys(), loc="outside right center", frameon=False
-    )
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
-    return path

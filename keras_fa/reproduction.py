@@ -8,7 +8,7 @@ import pathlib
 import numpy as np
 import pandas as pd
 
-from keras_fa import paper_figures, papers, results
+from keras_fa import figures, paper_figures, papers, results
 from keras_fa.analysis import dominance
 
 _RULES = ("fa", "ada_fa", "sign_fa", "backprop")
@@ -289,7 +289,7 @@ def figure4(section, runs, folder):
             folder / "fig4.png",
             "width m",
             "test loss",
-            paper_figures.COLORS,
+            figures.COLORS,
             paper_figures.LABELS,
         )
     )
@@ -435,7 +435,7 @@ def layer_alignment(section, runs, folder, classes):
         folder / f"fig{number}.png",
         "epoch",
         "cos(W, B)",
-        paper_figures.COLORS,
+        figures.COLORS,
         paper_figures.LABELS,
     )
     table = results.aggregate(pd.DataFrame(ends), ["layer", "method"], ["cosine"])
@@ -479,8 +479,9 @@ def convergence(section, runs, folder):
             bound = dominance.loss_bound(time, alpha, 2.0, loss[0])
             row["largest_loss_over_bound"] = (loss / bound).max()
             if run.settings["seed"] == min(r.settings["seed"] for r in runs):
-                name = f"{row['data']}, {paper_figures.LABELS[row['method']]}"
-                panels[f"{name}: alpha = {alpha:.3g}"] = {
+                data = row["data"].replace("_", " ")
+                method = paper_figures.LABELS[row["method"]]
+                panels[f"{data}, {method}\nalpha = {alpha:.3g}"] = {
                     "loss": (time, loss[None]),
                     "bound of theorem 5.1": (time, bound[None]),
                 }
