@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import math
+import os
 import platform
 import re
 
@@ -364,5 +365,7 @@ def _environment():
         "python": platform.python_version(),
         "machine": platform.machine(),
         "devices": devices,
+        # Which kernels TensorFlow takes on a CPU: sums differ in their last digits.
+        "onednn": os.environ.get("TF_ENABLE_ONEDNN_OPTS", "default"),
         **versions,
     }

@@ -64,9 +64,12 @@ def cells(base, axes):
         List of `Cell`, the last axis varying fastest.
 
     Raises:
-        ValueError: If an axis is empty or uneven, a field is unknown or in two axes, a
-            value is of the wrong kind, or two cells have the same name.
+        ValueError: If there is no axis, an axis is empty or uneven, a field is unknown
+            or in two axes, a value is of the wrong kind, or two cells have the same
+            name.
     """
+    if not axes:
+        raise ValueError("A grid needs at least one axis: it names the cells.")
     fields = [field for axis in axes for field in axis]
     twice = sorted({field for field in fields if fields.count(field) > 1})
     if twice:
@@ -153,7 +156,7 @@ def _with(base, settings):
         *path, last = field.split(".")
         section = config
         for key in path:
-            if key not in section:
+            if key not in section or not isinstance(section[key], ConfigDict):
                 raise ValueError(
                     f"Unknown field config.{field}: there is no section {key!r}. "
                     f"Sections: {', '.join(sorted(sections))}."
@@ -230,7 +233,10 @@ def clear(cell, workdir):
     summary = results.read_summary(folder)
     if summary is not None and summary["status"] == DIVERGED:
         with results.RunFolder(folder, cell.config.to_dict()) as run:
-            run.clear()
+            # Before the lock was ours, another sweep may have run it again.
+            summary = run.summary()
+            if summary is not None and summary["status"] == DIVERGED:
+                run.clear()
 
 
 def run(everything, workdir, jobs=1, seconds_per_cell=60.0, console=None):
@@ -345,6 +351,8 @@ class _Pool:
                 if answer is not None:
                     self._take_down(worker.cell, answer)
                     worker.cell = None
+                    # Nothing was built.
+                    worker.done -= answer == "busy"
             if worker.cell is None and not worker.usable:
                 worker.stop()
                 self._workers.remove(worker)
@@ -363,13 +371,19 @@ class _Pool:
             if not idle:
                 idle = [_Worker(self.workdir, self._threads)]
                 self._workers += idle
-            idle[0].give(cell)
+            try:
+                idle[0].give(cell)
+            except OSError:
+                # It ended while it was idle: the cell is for the next one.
+                idle[0].stop()
+                self._workers.remove(idle[0])
+                self._queue.appendleft(cell)
         return bool(self._queue or self._elsewhere or self.running)
 
     def _take_down(self, cell, answer):
         if answer == "busy":
             self._elsewhere[cell.name] = (cell, time.monotonic() + 2)
-        elif answer != "done":
+        elif answer != "done" and status(cell, self.workdir) not in _ENDED:
             _fail(cell, self.workdir, *answer)
         self.states[cell.name] = status(cell, self.workdir)
 
@@ -384,13 +398,15 @@ def _work(pipe, workdir, threads):
 
     # Ctrl-C goes to all processes of a terminal; the sweep stops its workers itself.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _end_with(os.getppid())
+    _end_with_parent()
     for variable in ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"):
         os.environ[variable] = str(threads)
     os.environ["OMP_NUM_THREADS"] = str(threads)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     log = os.open(
-        os.path.join(workdir, "workers.log"), os.O_WRONLY | os.O_APPEND | os.O_CREAT
+        os.path.join(workdir, "workers.log"),
+        os.O_WRONLY | os.O_APPEND | os.O_CREAT,
+        0o666,
     )
     os.dup2(log, 1)
     os.dup2(log, 2)
@@ -407,6 +423,10 @@ def _work(pipe, workdir, threads):
                 answer = _run_cell(experiment, cell, workdir)
             except BaseException as error:
                 answer = f"{type(error).__name__}: {error}", traceback.format_exc()
+                # At once: the cell is free for a sweep that waits for it. Where it
+                # cannot be written, the parent tries again and says so.
+                with contextlib.suppress(OSError):
+                    _fail(cell, workdir, *answer)
             keras.backend.clear_session()
             pipe.send(answer)
 
@@ -423,12 +443,12 @@ def _run_cell(experiment, cell, workdir):
     return "done"
 
 
-def _end_with(parent):
-    """Ends this process soon after its parent, which may be killed and tell nobody."""
+def _end_with_parent():
+    """Ends this process with its parent, which may be killed and tell nobody."""
 
     def watch():
-        while os.getppid() == parent:
-            time.sleep(0.5)
+        # Not by its id: the parent may have ended while this process was starting.
+        multiprocessing.parent_process().join()
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
@@ -443,7 +463,7 @@ class _Display:
         self._console = console
         self._estimates = {}
         self._known = -1
-        self._printed = 0.0
+        self._printed = float("-inf")
         self._reported = {
             name for name, state in pool.states.items() if state in _ENDED
         }
