@@ -1,22 +1,53 @@
-"""Strategies: where a model's replicas live."""
+"""Strategies: where a model's replicas live, and what Keras needs to train them right.
 
+`MultiWorkerMirroredStrategy` does not run under Keras 3.15 as it comes (keras issue
+20585); `prepare` mends that. It also weighs a partial batch right, which Keras does
+not: the mean over replicas of their means is not the mean over the examples where the
+replicas have different numbers of them.
+"""
+
+import json
+import os
+import threading
+import warnings
+
+import keras
 import tensorflow as tf
+from keras.src import tree
+from keras.src.backend.tensorflow import trainer as keras_trainer
 
-NAMES = ("default", "mirrored")
+NAMES = ("default", "mirrored", "multi_worker")
+
+# The versions of Keras that `prepare` was tested on.
+_TESTED = ("3.15",)
+
+# A worker that stops is noticed within about 20 seconds: a look every 5, and three
+# attempts of 5. TensorFlow's own numbers make it a minute.
+_HEALTH_INTERVAL, _HEALTH_TIMEOUT = 5, 5
+
+
+class ClusterError(ValueError):
+    """`TF_CONFIG` is missing or does not describe a cluster; the message says how."""
 
 
 def get_strategy(name):
     """The `tf.distribute` strategy with a name.
 
+    To be called before anything is computed. A process can have one mirrored strategy
+    in its life: TensorFlow fails on a second one.
+
     Args:
-        name: "default" for one device, "mirrored" for a `MirroredStrategy` over all
-            GPUs, or over all logical CPU devices where there is no GPU.
+        name: "default" for one device; "mirrored" for a `MirroredStrategy` over all
+            GPUs, or over all logical CPU devices where there is no GPU;
+            "multi_worker" for a `MultiWorkerMirroredStrategy` over the workers that the
+            environment variable `TF_CONFIG` names. It waits for all of them.
 
     Returns:
         A `tf.distribute.Strategy`.
 
     Raises:
         ValueError: If the name is unknown.
+        ClusterError: If `TF_CONFIG` is missing or wrong, under "multi_worker".
     """
     if name == "default":
         return tf.distribute.get_strategy()
@@ -24,4 +55,199 @@ def get_strategy(name):
         devices = tf.config.list_logical_devices("GPU")
         devices = devices or tf.config.list_logical_devices("CPU")
         return tf.distribute.MirroredStrategy([device.name for device in devices])
+    if name == "multi_worker":
+        read_cluster()
+        strategy = tf.distribute.MultiWorkerMirroredStrategy()
+        strategy.extended._check_health_interval = _HEALTH_INTERVAL
+        strategy.extended._check_health_timeout = _HEALTH_TIMEOUT
+        return strategy
     raise ValueError(f"Unknown strategy: {name!r}. Known: {', '.join(NAMES)}.")
+
+
+def set_logical_devices(count):
+    """Makes several devices of the CPU, to try a mirrored strategy out.
+
+    Args:
+        count: How many.
+
+    Raises:
+        RuntimeError: If TensorFlow has computed something already.
+    """
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    devices = [tf.config.LogicalDeviceConfiguration()] * count
+    tf.config.set_logical_device_configuration(cpu, devices)
+
+
+def read_cluster():
+    """The cluster that `TF_CONFIG` describes.
+
+    Returns:
+        `(workers, index)`: the addresses of all workers, the chief first, and which of
+        them this process is.
+
+    Raises:
+        ClusterError: If it is not set, no JSON, or incomplete.
+    """
+    text = os.environ.get("TF_CONFIG")
+    example = (
+        'For two workers on one machine, the first one\'s is {"cluster": {"worker": '
+        '["localhost:12345", "localhost:23456"]}, "task": {"type": "worker", "index": '
+        "0}}, the second one's the same with index 1."
+    )
+    if not text:
+        raise ClusterError(
+            "The strategy multi_worker needs the environment variable TF_CONFIG, which "
+            f"is not set. {example} trainers/launch.py sets it."
+        )
+    try:
+        config = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ClusterError(f"TF_CONFIG is no JSON: {error}. {example}") from error
+    cluster = config.get("cluster") if isinstance(config, dict) else None
+    task = config.get("task") if isinstance(config, dict) else None
+    if not isinstance(cluster, dict) or not isinstance(task, dict):
+        raise ClusterError(f'TF_CONFIG needs "cluster" and "task". {example}')
+    others = sorted(cluster.keys() - {"chief", "worker"})
+    if others:
+        raise ClusterError(
+            "MultiWorkerMirroredStrategy has chief and workers only. TF_CONFIG's "
+            f"cluster also names: {', '.join(others)}."
+        )
+    for job, addresses in cluster.items():
+        if not isinstance(addresses, list) or not addresses:
+            raise ClusterError(
+                f'TF_CONFIG\'s cluster["{job}"] must be a list of "host:port". '
+                f"Received: {addresses!r}. {example}"
+            )
+        for address in addresses:
+            host, _, port = str(address).rpartition(":")
+            if not host or not port.isdigit():
+                raise ClusterError(
+                    f'TF_CONFIG\'s cluster["{job}"] must hold addresses "host:port". '
+                    f"Received: {address!r}."
+                )
+    chief, workers = cluster.get("chief", []), cluster.get("worker", [])
+    everyone = [*chief, *workers]
+    if len(chief) > 1:
+        raise ClusterError(f"TF_CONFIG names {len(chief)} chiefs; there is one at most.")
+    if len(set(everyone)) < len(everyone):
+        raise ClusterError(f"TF_CONFIG names an address twice: {everyone}.")
+    job, index = task.get("type"), task.get("index")
+    if job not in cluster:
+        raise ClusterError(
+            f'TF_CONFIG\'s task["type"] is {job!r}, which the cluster does not have: '
+            f"{', '.join(cluster)}."
+        )
+    if isinstance(index, bool) or not isinstance(index, int):
+        raise ClusterError(f'TF_CONFIG\'s task["index"] must be a number, not {index!r}.')
+    if not 0 <= index < len(cluster[job]):
+        raise ClusterError(
+            f'TF_CONFIG\'s task["index"] is {index}, but there are '
+            f'{len(cluster[job])} of type "{job}", counted from 0.'
+        )
+    return everyone, index if job == "chief" or not chief else index + 1
+
+
+def is_chief(strategy):
+    """Whether this process writes results: the first worker, or the only process."""
+    if not _is_multi_worker(strategy):
+        return True
+    return read_cluster()[1] == 0
+
+
+def prepare(model):
+    """Makes `fit`, `evaluate` and `predict` of a compiled model right under its strategy.
+
+    For a model on one replica nothing changes. On several,
+
+    - a batch that is shared out unevenly counts each example once: the loss of a
+      replica with n of N examples is weighed with n R / N, R the number of replicas
+      (losses that are summed over the batch are right as they are);
+    - under `MultiWorkerMirroredStrategy`, on which Keras 3.15 fails (keras issue
+      20585), metrics and loss are built from one replica's part of a batch, and
+      logs are reduced as the scalars that they are.
+
+    BatchNorm normalises with the statistics of each replica's own part of the batch, as
+    Keras's does.
+
+    Args:
+        model: A compiled Keras model, made in the strategy's scope.
+
+    Returns:
+        The model.
+
+    Raises:
+        ValueError: If the model is not compiled.
+    """
+    if not getattr(model, "compiled", False):
+        raise ValueError("prepare() needs a compiled model: call model.compile() first.")
+    strategy = model.distribute_strategy
+    if strategy.num_replicas_in_sync == 1 or hasattr(model, "_keras_fa_prepared"):
+        return model
+    if not keras.__version__.startswith(_TESTED):
+        warnings.warn(
+            f"keras_fa.distribution.prepare was tested on Keras {', '.join(_TESTED)}, "
+            f"this is {keras.__version__}: compare a run on several workers with one "
+            "on a single device before you trust it.",
+            stacklevel=2,
+        )
+    model._keras_fa_prepared = True
+    _weigh_by_examples(model, strategy)
+    if _is_multi_worker(strategy):
+        _build_from_one_replica(model, strategy)
+        keras_trainer.reduce_per_replica = _reduce_per_replica
+    return model
+
+
+def _is_multi_worker(strategy):
+    return keras_trainer._collective_all_reduce_multi_worker(strategy)
+
+
+def _weigh_by_examples(model, strategy):
+    """Weighs each replica's loss by its share of the examples of the batch."""
+    if getattr(model.loss, "reduction", None) == "sum":
+        return
+    replicas = strategy.num_replicas_in_sync
+    train_step, scale_loss = model.train_step, model.optimizer.scale_loss
+    # Each replica of this process is traced in a thread of its own.
+    replica = threading.local()
+
+    def weighed_train_step(data):
+        context = tf.distribute.get_replica_context()
+        size = tf.cast(tf.shape(tree.flatten(data)[0])[0], tf.float32)
+        total = context.all_reduce("SUM", size)
+        replica.weight = replicas * size / total
+        return train_step(data)
+
+    def weighed_scale_loss(loss):
+        return scale_loss(loss) * tf.cast(replica.weight, loss.dtype)
+
+    model.train_step = weighed_train_step
+    model.optimizer.scale_loss = weighed_scale_loss
+
+
+def _build_from_one_replica(model, strategy):
+    def symbolic_build(iterator=None, data_batch=None):
+        if iterator is not None:
+            for _, _, batches in iterator:
+                data_batch = tree.map_structure(
+                    lambda value: strategy.experimental_local_results(value)[0],
+                    next(batches),
+                )
+                break
+        with strategy.scope():
+            model._symbolic_build(data_batch=data_batch)
+
+    model._maybe_symbolic_build = symbolic_build
+
+
+_keras_reduce_per_replica = keras_trainer.reduce_per_replica
+
+
+def _reduce_per_replica(values, strategy, reduction):
+    # Keras takes the mean over axis 0 of logs, which are scalars.
+    if reduction in ("auto", "mean") and _is_multi_worker(strategy):
+        return tree.map_structure(
+            lambda value: strategy.reduce("MEAN", value, axis=None), values
+        )
+    return _keras_reduce_per_replica(values, strategy, reduction)

@@ -1,0 +1,653 @@
+"""Sweeps: the cells of a grid, and that each is run once, whatever is killed."""
+
+import itertools
+import json
+import multiprocessing
+import os
+import pathlib
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+from rich.console import Console
+
+from keras_fa import results, sweeps
+from keras_fa.config import default_config
+
+ROOT = pathlib.Path(__file__).parents[1]
+SWEEP = [sys.executable, "trainers/sweep.py"]
+EPOCHS = 40
+
+
+def base(**changes):
+    config = default_config()
+    config.dataset.train_size = 200
+    config.model.hidden_units = (8,)
+    config.batch_size = 50
+    config.epochs = EPOCHS
+    config.optimizer.learning_rate = 0.02
+    config.update(changes)
+    return config
+
+
+def write_grid(folder, axes, epochs=EPOCHS):
+    """A grid file and its config, laid out as in configs; the path of the first."""
+    (folder / "grids").mkdir(parents=True)
+    (folder / "base.py").write_text(
+        "from keras_fa.config import default_config\n\n\n"
+        "def get_config():\n"
+        "    config = default_config()\n"
+        "    config.dataset.train_size = 200\n"
+        "    config.model.hidden_units = (8,)\n"
+        "    config.batch_size = 50\n"
+        f"    config.epochs = {epochs}\n"
+        "    config.optimizer.learning_rate = 0.02\n"
+        "    return config\n"
+    )
+    path = folder / "grids" / "grid.py"
+    grid = {"config": "base.py", "axes": axes, "seconds_per_cell": 90}
+    path.write_text(f"def get_grid():\n    return {grid!r}\n")
+    return path
+
+
+def leave(cell, workdir, summary=None):
+    """A run folder with a line and a checkpoint, as a run would leave it."""
+    with results.RunFolder(workdir / cell.name, cell.config.to_dict()) as run:
+        run.begin(-1)
+        run.log({"epoch": 0, "loss": 1.0})
+        (run.path / "checkpoints").mkdir()
+        (run.path / "checkpoints" / "epoch-1.index").write_text("")
+        if summary is not None:
+            run.finish(summary)
+
+
+def lines(path):
+    """The log of a run but for its clock."""
+    return [
+        {key: value for key, value in line.items() if key != "seconds"}
+        for line in results.read_metrics(path)
+    ]
+
+
+def wait_until(condition, seconds, message):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, message
+        time.sleep(0.02)
+
+
+def names(axes, config=None):
+    return [cell.name for cell in sweeps.cells(config or base(), axes)]
+
+
+# The grid.
+
+
+def test_cells_are_the_product_of_the_axes():
+    config = base()
+    axes = [
+        {"seed": [3, 5]},
+        {"rule": ["fa", "sign_fa"]},
+        {"model.hidden_units": [(8,), (4, 2)], "optimizer.learning_rate": [0.1, 0.2]},
+    ]
+    found = sweeps.cells(config, axes)
+    assert [cell.name for cell in found] == [
+        f"seed={seed},rule={rule},hidden_units={units}"
+        for seed in (3, 5)
+        for rule in ("fa", "sign_fa")
+        for units in ("8", "4x2")
+    ]
+    cell = found[-1]
+    assert cell.settings == {
+        "seed": 5,
+        "rule": "sign_fa",
+        "model.hidden_units": (4, 2),
+        "optimizer.learning_rate": 0.2,
+    }
+    assert (cell.config.seed, cell.config.rule) == (5, "sign_fa")
+    assert cell.config.model.hidden_units == (4, 2)
+    assert [c.config.optimizer.learning_rate for c in found] == [0.1, 0.2] * 4
+    # Neither the config that the cells change nor what the grid leaves alone.
+    assert config == base()
+    assert all(c.config.batch_size == 50 for c in found)
+
+
+def test_names_tell_fields_of_the_same_name_apart_and_suit_a_file_system():
+    axes = [{"model.name": ["mlp", "a/../b c"]}, {"dataset.name": ["digits"]}]
+    assert names(axes) == [
+        "model.name=mlp,dataset.name=digits",
+        "model.name=a_.._b_c,dataset.name=digits",
+    ]
+    axes = [{"feedback_initializer": [None, "normal(0.5)"]}, {"model.x": [()]}]
+    assert names(axes) == [
+        "feedback_initializer=none,x=none",
+        "feedback_initializer=normal(0.5),x=none",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("axes", "match"),
+    [
+        ([], "at least one axis"),
+        ([{}], "at least one"),
+        ([{"seed": []}], "at least one"),
+        ([{"seed": [0, 1], "rule": ["fa"]}], r"equally many .*'seed': 2, 'rule': 1"),
+        ([{"seed": [0]}, {"seed": [1], "rule": ["fa"]}], "more than one axis: seed"),
+        ([{"seed": [0, 0]}], "More than one cell is called 'seed=0'"),
+        ([{"model.x": ["a b", "a_b"]}], "More than one cell is called 'x=a_b'"),
+        ([{"sed": [0]}], "Did you mean config.seed"),
+        ([{"optimizer.learning_rat": [0.1]}], "config.optimizer.learning_rate"),
+        ([{"optimiser.learning_rate": [0.1]}], "no section 'optimiser'.*optimizer"),
+        ([{"seed.first": [0]}], "no section 'seed'"),
+        ([{"seed.first.bit": [0]}], "no section 'seed'"),
+        ([{"seed": ["zero"]}], "config.seed cannot be 'zero'"),
+        ([{"optimizer": [3]}], "config.optimizer"),
+        ([{"epochs": [0]}], "at least 1"),
+    ],
+)
+def test_impossible_grids_are_refused(axes, match):
+    with pytest.raises(ValueError, match=match):
+        sweeps.cells(base(), axes)
+
+
+def test_narrow_replaces_filters_and_adds():
+    zipped = {"rule": ["fa", "ada_fa", "sign_fa"], "epochs": [1, 2, 3]}
+    axes = [{"seed": [0, 1]}, zipped]
+    assert sweeps.narrow(axes, "seed", (7,)) == [{"seed": [7]}, zipped]
+    assert sweeps.narrow(axes, "rule", ["sign_fa", "fa"]) == [
+        {"seed": [0, 1]},
+        {"rule": ["sign_fa", "fa"], "epochs": [3, 1]},
+    ]
+    # Any field of the axis chooses rows, not only the one that names the cells.
+    assert sweeps.narrow(axes, "epochs", [2])[1] == {"rule": ["ada_fa"], "epochs": [2]}
+    assert sweeps.narrow(axes, "batch_size", [9]) == [{"batch_size": [9]}, *axes]
+    with pytest.raises(ValueError, match=r"no row with rule='backprop'.*'ada_fa'"):
+        sweeps.narrow(axes, "rule", ["fa", "backprop"])
+    assert axes == [{"seed": [0, 1]}, zipped]
+
+
+# What the run folders say.
+
+
+def test_status_of_every_kind(tmp_path):
+    cells = sweeps.cells(base(), [{"seed": [0, 1, 2, 3, 4, 5]}])
+    leave(cells[1], tmp_path)
+    leave(cells[2], tmp_path, {"status": "finished"})
+    leave(cells[3], tmp_path, {"status": "diverged"})
+    sweeps._fail(cells[4], tmp_path, "ValueError: no", "Traceback ...")
+    # One that went wrong only after it had begun.
+    leave(cells[5], tmp_path)
+    sweeps._fail(cells[5], tmp_path, "OSError: full")
+    assert [sweeps.status(cell, tmp_path) for cell in cells] == [
+        sweeps.OPEN,
+        sweeps.INTERRUPTED,
+        sweeps.FINISHED,
+        sweeps.DIVERGED,
+        sweeps.FAILED,
+        sweeps.FAILED,
+    ]
+    assert sweeps.failure(cells[4], tmp_path) == {
+        "error": "ValueError: no",
+        "traceback": "Traceback ...",
+    }
+
+
+def test_estimates_come_from_the_nearest_finished_cells(tmp_path):
+    axes = [{"seed": [0, 1, 2]}, {"rule": ["fa", "sign_fa"]}, {"batch_size": [10, 50]}]
+    cells = {cell.name: cell for cell in sweeps.cells(base(), axes)}
+    small = cells["seed=2,rule=fa,batch_size=10"]
+    large = cells["seed=2,rule=fa,batch_size=50"]
+
+    def estimate(cell):
+        return sweeps.estimate(cell, list(cells.values()), tmp_path, 60.0)
+
+    def end(name, seconds, status="finished"):
+        leave(cells[name], tmp_path, {"status": status, "seconds": seconds})
+
+    assert estimate(small) == 60
+    end("seed=0,rule=fa,batch_size=10", 1, "diverged")
+    assert estimate(small) == 60
+    end("seed=0,rule=fa,batch_size=50", 4)
+    assert estimate(small) == estimate(large) == 4
+    end("seed=0,rule=sign_fa,batch_size=10", 20)
+    assert (estimate(small), estimate(large)) == (20, 4)
+    # Neither the same seed nor the same rule counts as nearer.
+    end("seed=1,rule=fa,batch_size=50", 6)
+    end("seed=2,rule=sign_fa,batch_size=50", 300)
+    assert (estimate(small), estimate(large)) == (20, 6)
+
+
+def test_clear_makes_room_for_another_try(tmp_path):
+    failed, diverged, finished, open_ = sweeps.cells(base(), [{"seed": [0, 1, 2, 3]}])
+    leave(failed, tmp_path)
+    sweeps._fail(failed, tmp_path, "OSError: full")
+    leave(diverged, tmp_path, {"status": "diverged"})
+    leave(finished, tmp_path, {"status": "finished"})
+    for cell in (failed, diverged, finished, open_):
+        sweeps.clear(cell, tmp_path)
+    assert sweeps.status(failed, tmp_path) == sweeps.INTERRUPTED
+    # It goes on where it was.
+    assert (tmp_path / failed.name / "checkpoints" / "epoch-1.index").exists()
+    assert sweeps.status(diverged, tmp_path) == sweeps.INTERRUPTED
+    folder = tmp_path / diverged.name
+    assert {path.name for path in folder.iterdir()} == {".lock", "config.json"}
+    assert sweeps.status(finished, tmp_path) == sweeps.FINISHED
+    assert (tmp_path / finished.name / "checkpoints" / "epoch-1.index").exists()
+    assert sweeps.status(open_, tmp_path) == sweeps.OPEN
+    assert not (tmp_path / open_.name).exists()
+
+
+def test_clear_refuses_what_another_process_holds(tmp_path, monkeypatch):
+    [cell] = sweeps.cells(base(), [{"seed": [0]}])
+    leave(cell, tmp_path, {"status": "diverged"})
+    # Locks of two open files exclude each other even within one process.
+    with (
+        results.RunFolder(tmp_path / cell.name, cell.config.to_dict()),
+        pytest.raises(results.RunFolderBusyError, match="Another process"),
+    ):
+        sweeps.clear(cell, tmp_path)
+    assert sweeps.status(cell, tmp_path) == sweeps.DIVERGED
+
+    # Another sweep runs it again between the look and the lock: its work is kept.
+    def enter(run, original=results.RunFolder.__enter__):
+        run.finish({"status": "finished"})
+        return original(run)
+
+    monkeypatch.setattr(results.RunFolder, "__enter__", enter)
+    sweeps.clear(cell, tmp_path)
+    assert sweeps.status(cell, tmp_path) == sweeps.FINISHED
+    assert len(results.read_metrics(tmp_path / cell.name)) == 1
+
+
+# The pool, with workers that need no process.
+
+
+class _Scripted:
+    """A worker that answers as it is told, once per look, and may die while idle."""
+
+    made = 0
+    answers: tuple = ()
+
+    def __init__(self, workdir, threads):
+        type(self).made += 1
+        self.workdir = workdir
+        self.cell, self.done, self.usable = None, 0, True
+
+    def give(self, cell):
+        if self.made == 1 and self.done == 1:
+            self.usable = False
+            raise BrokenPipeError("nobody reads")
+        self.cell, self.done = cell, self.done + 1
+
+    def answer(self):
+        answer = self.answers[self.cell.config.seed].pop(0)
+        if answer == "done":
+            leave(self.cell, self.workdir, {"status": "finished"})
+        return answer
+
+    def stop(self):
+        pass
+
+
+@pytest.fixture
+def scripted(monkeypatch):
+    class Worker(_Scripted):
+        pass
+
+    monkeypatch.setattr(sweeps, "_Worker", Worker)
+    monkeypatch.setattr(sweeps.time, "sleep", lambda seconds: None)
+    clock = itertools.count()
+    monkeypatch.setattr(sweeps.time, "monotonic", lambda: float(next(clock)))
+    return Worker
+
+
+def test_a_worker_that_dies_while_idle_costs_no_cell(tmp_path, scripted):
+    cells = sweeps.cells(base(), [{"seed": [0, 1]}])
+    scripted.answers = (["done"], [None, "done"])
+    states = sweeps.run(cells, tmp_path, console=Console(quiet=True))
+    assert set(states.values()) == {sweeps.FINISHED}
+    assert scripted.made == 2
+
+
+def test_a_cell_of_another_sweep_is_waited_for(tmp_path, scripted, monkeypatch):
+    monkeypatch.setattr(sweeps, "_CELLS_PER_PROCESS", 2)
+    [cell] = sweeps.cells(base(), [{"seed": [0]}])
+    scripted.give = lambda self, cell: vars(self).update(cell=cell, done=self.done + 1)
+    scripted.usable = property(lambda self: self.done < 2, lambda self, value: None)
+    scripted.answers = (["busy"] * 5 + ["done"],)
+    states = sweeps.run([cell], tmp_path, console=Console(quiet=True))
+    assert states == {cell.name: sweeps.FINISHED}
+    assert scripted.answers == ([],)
+    # To find a cell busy costs nothing that would make a new process needful.
+    assert scripted.made == 1
+
+
+def test_no_jobs_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="jobs must be at least 1"):
+        sweeps.run([], tmp_path / "sweep", jobs=0)
+    assert not (tmp_path / "sweep").exists()
+
+
+# Real processes.
+
+
+def state_of(workdir):
+    """What would change if anything were written: names, times, contents."""
+    return {
+        path: (path.stat().st_mtime_ns, path.stat().st_ino, path.read_bytes())
+        for path in sorted(workdir.rglob("*"))
+        if path.is_file()
+    }
+
+
+def kill_when_at_work(workdir, name):
+    """Kills the process that runs a cell, as a machine out of memory would."""
+
+    def kill():
+        wait_until(
+            lambda: len(results.read_metrics(workdir / name)) > 5, 60, "it never began"
+        )
+        [worker] = multiprocessing.active_children()
+        os.kill(worker.pid, signal.SIGKILL)
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    return thread
+
+
+_MISHAPS = [
+    {
+        "seed": [0, 1, 2, 3, 4],
+        "epochs": [150, 2, 40, 2, 2],
+        "optimizer.learning_rate": [0.02, 0.02, 1e30, 0.02, 0.02],
+        "batch_size": [200, 50, 50, 500, 50],
+    }
+]
+
+
+@pytest.fixture(scope="module")
+def mishaps(tmp_path_factory):
+    """A sweep in which all goes wrong that can: its folder, cells, states, output."""
+    folder = tmp_path_factory.mktemp("mishaps")
+    write_grid(folder, _MISHAPS)
+    workdir = folder / "runs"
+    cells = sweeps.cells(base(), _MISHAPS)
+    (workdir / "seed=4").mkdir(parents=True)
+    (workdir / "seed=4" / "thesis.tex").write_text("precious")
+    killer = kill_when_at_work(workdir, "seed=0")
+    with open(folder / "output", "w+") as file:
+        states = sweeps.run(cells, workdir, console=Console(file=file, width=300))
+        killer.join()
+        file.seek(0)
+        return folder, cells, states, file.read()
+
+
+def test_mishaps_are_recorded_and_stop_nothing(mishaps):
+    folder, cells, states, output = mishaps
+    workdir = folder / "runs"
+    assert states == {
+        "seed=0": sweeps.FAILED,
+        "seed=1": sweeps.FINISHED,
+        "seed=2": sweeps.DIVERGED,
+        "seed=3": sweeps.FAILED,
+        "seed=4": sweeps.FAILED,
+    }
+    for name, state in states.items():
+        assert f"{state}: {name}\n" in output
+    errors = {cell.name: cell for cell in cells if states[cell.name] == sweeps.FAILED}
+    errors = {name: sweeps.failure(cell, workdir) for name, cell in errors.items()}
+    assert "ended with exit code -9" in errors["seed=0"]["error"]
+    assert (
+        "ValueError: batch_size=500 is more than the 200" in errors["seed=3"]["error"]
+    )
+    assert "datasets" in errors["seed=3"]["traceback"]
+    assert "RunFolderError: " in errors["seed=4"]["error"]
+    assert "thesis.tex" in errors["seed=4"]["error"]
+    assert [line["epoch"] for line in lines(workdir / "seed=1")] == [0, 1, 2]
+    assert (workdir / "workers.log").stat().st_mode & 0o111 == 0
+    assert not multiprocessing.active_children()
+
+
+def test_what_is_over_is_not_run_again(mishaps, monkeypatch):
+    folder, cells, states, _ = mishaps
+    before = state_of(folder / "runs")
+    monkeypatch.setattr(sweeps, "_Worker", None)
+    again = sweeps.run(cells, folder / "runs", console=Console(quiet=True))
+    assert again == states
+    assert state_of(folder / "runs") == before
+
+
+# One process for many command lines: to import TensorFlow takes longer than the rest.
+_COMMANDS = """
+import contextlib, io, json, sys, traceback
+from absl import app, flags
+from trainers import sweep
+
+answers = []
+for arguments in json.load(sys.stdin):
+    flags.FLAGS.unparse_flags()
+    for flag in flags.FLAGS.flags_by_module_dict()[sweep.__name__]:
+        flag.unparse()
+    out, code = io.StringIO(), 0
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
+        try:
+            app.run(sweep.main, ["sweep.py", *arguments])
+        except SystemExit as end:
+            code = end.code or 0
+            if isinstance(code, str):
+                print(code, file=sys.stderr)
+                code = 1
+        except BaseException:
+            traceback.print_exc()
+            code = 1
+    answers.append([code, out.getvalue()])
+print(json.dumps(answers))
+"""
+
+
+def commands(*all_arguments):
+    """Exit code and output of several command lines of trainers/sweep.py."""
+    done = subprocess.run(
+        [sys.executable, "-c", _COMMANDS],
+        input=json.dumps([list(map(str, arguments)) for arguments in all_arguments]),
+        cwd=ROOT,
+        env={**os.environ, "COLUMNS": "200"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_the_command_line(mishaps, tmp_path):
+    folder, cells, _, _ = mishaps
+    workdir = folder / "runs"
+    grid = f"--grid={folder / 'grids' / 'grid.py'}"
+    (folder / "grids" / "empty.py").write_text("")
+    (folder / "grids" / "half.py").write_text("def get_grid():\n    return {}\n")
+    before = state_of(workdir)
+    mistakes = [
+        ([f"--grid={tmp_path / 'none.py'}"], "error: There is no grid file"),
+        ([f"--grid={folder / 'grids' / 'empty.py'}"], "has no function get_grid"),
+        ([f"--grid={folder / 'grids' / 'half.py'}"], "lacks axes, config, seconds_"),
+        ([grid, "--axis=seed"], "error: --axis='seed' should be a field and a list"),
+        ([grid, "--axis=seed=3"], "should be a field and a list"),
+        ([grid, "--axis=rule=[fa]"], "should be a field and a list"),
+        ([grid, "--axis=rule=[{[]: 0}]"], "should be a field and a list"),
+        ([grid, "--axis=optimizer.momentun=[0.9]"], "error: Unknown field config."),
+        ([grid, "--axis=rate.x=[0.9]"], "there is no section 'rate'"),
+        ([grid, "--axis=rule=[]"], "at least one"),
+        ([grid, "--axis=seed=[7]"], "error: The grid has no row with seed=7"),
+        ([grid, "--jobs=0"], "--jobs=0"),
+        ([grid, "table3"], "Unexpected arguments: table3"),
+    ]
+    copy = tmp_path / "copy"
+    shutil.copytree(workdir, copy)
+    (copy / "seed=4" / "thesis.tex").unlink()
+    copied = time.time_ns()
+    *failed, dry, fresh, retried = commands(
+        *([*arguments, f"--workdir={tmp_path / 'x'}"] for arguments, _ in mistakes),
+        [grid, f"--workdir={workdir}", "--dry_run"],
+        [
+            *(grid, f"--workdir={tmp_path / 'x'}", "--dry_run", "--jobs=2"),
+            *("--axis=rule=['fa','sign_fa']", "--axis=epochs=[40]"),
+        ],
+        [grid, f"--workdir={copy}", "--retry"],
+    )
+    for (code, output), (arguments, message) in zip(failed, mistakes, strict=True):
+        assert code == 1, arguments
+        assert message in output
+        assert "Traceback" not in output
+
+    def rows(output):
+        found = [line.split("│")[1:-1] for line in output.splitlines()]
+        return [[text.strip() for text in row] for row in found if row]
+
+    assert dry[0] == 0
+    assert rows(dry[1]) == [
+        ["seed=0", "failed", ""],
+        ["seed=1", "finished", ""],
+        ["seed=2", "diverged", ""],
+        ["seed=3", "failed", ""],
+        ["seed=4", "failed", ""],
+    ]
+    assert "5 cells; about 0 minutes left with --jobs=1." in dry[1]
+    assert fresh[0] == 0
+    assert rows(fresh[1]) == [
+        ["rule=fa,seed=2", "open", "1.5"],
+        ["rule=sign_fa,seed=2", "open", "1.5"],
+    ]
+    assert "2 cells; about 2 minutes left with --jobs=2." in fresh[1]
+    assert state_of(workdir) == before
+    assert not (tmp_path / "x").exists()
+
+    # What was killed goes on, what could not begin begins, what must fail fails again.
+    assert retried[0] == 1
+    assert "3 finished, 1 diverged, 1 failed\n" in retried[1]
+    assert "failed: seed=3: ValueError: batch_size=500 is more than" in retried[1]
+    assert "error: not all cells finished; --retry takes them up" in retried[1]
+    states = [sweeps.status(cell, copy) for cell in cells]
+    assert states == ["finished", "finished", "diverged", "failed", "finished"]
+    assert [line["epoch"] for line in lines(copy / "seed=0")] == list(range(151))
+    assert not (copy / "seed=0.failed.json").exists()
+    for name, file in (("seed=2", "summary.json"), ("", "seed=3.failed.json")):
+        assert (copy / name / file).stat().st_ctime_ns > copied
+    for file in ("metrics.jsonl", "summary.json"):
+        assert (copy / "seed=1" / file).stat().st_ctime_ns < copied
+
+
+def test_help_says_what_every_flag_is_for():
+    done = subprocess.run(
+        [*SWEEP, "--help"], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 1, "absl's exit code for --help"
+    assert "Runs a grid of experiments in a pool of processes." in done.stdout
+    flags = re.findall(r"^  --(?:\[no\])?(\w+): (\w*)", done.stdout, re.MULTILINE)
+    assert dict(flags).keys() == {
+        *("grid", "workdir", "axis", "jobs", "retry", "dry_run"),
+    }
+    assert all(text for _, text in flags)
+
+
+class _Watch:
+    """Counts how often each cell of a sweep is begun, first or again.
+
+    A run that begins writes its metrics.jsonl anew, a file with another inode.
+    """
+
+    def __init__(self, workdir, cells):
+        self._paths = {name: workdir / name / results.METRICS for name in cells}
+        self.begun = dict.fromkeys(cells, 0)
+        self._inodes = {name: self._inode(name) for name in cells}
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._look)
+
+    def __enter__(self):
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception):
+        self._over.set()
+        self._thread.join()
+
+    def _inode(self, name):
+        try:
+            return self._paths[name].stat().st_ino
+        except FileNotFoundError:
+            return None
+
+    def _look(self):
+        over = False
+        while not over:
+            # One look more after the end.
+            over = self._over.wait(0.01)
+            for name, old in self._inodes.items():
+                self._inodes[name] = self._inode(name)
+                self.begun[name] += self._inodes[name] != old
+
+
+def processes():
+    """`{id: parent's id}` of all processes but those that only wait to be reaped."""
+    listing = subprocess.run(
+        ["ps", "-A", "-o", "pid=,ppid=,stat="], capture_output=True, text=True
+    )
+    rows = [line.split() for line in listing.stdout.splitlines()]
+    return {int(row[0]): int(row[1]) for row in rows if row[2][0] != "Z"}
+
+
+def begin(grid, workdir):
+    return subprocess.Popen(
+        [*SWEEP, f"--grid={grid}", f"--workdir={workdir}"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def test_killed_and_shared_by_two_equals_undisturbed(tmp_path):
+    axes = [{"seed": [0, 1, 2]}]
+    cells = names(axes)
+    grid = write_grid(tmp_path / "configs", axes)
+    whole, shared = tmp_path / "whole", tmp_path / "shared"
+    undisturbed = begin(grid, whole)
+    killed = begin(grid, shared)
+    try:
+        wait_until(
+            lambda: len(lines(shared / "seed=1")) > 5, 90, "no second cell was begun"
+        )
+        children = {pid for pid, ppid in processes().items() if ppid == killed.pid}
+        assert children
+    finally:
+        killed.kill()
+        killed.communicate()
+    # Among them the one that was in the middle of the cell.
+    wait_until(lambda: not children & processes().keys(), 5, "workers live on")
+    states = [sweeps.status(cell, shared) for cell in sweeps.cells(base(), axes)]
+    assert states == ["finished", "interrupted", "open"]
+    assert len(lines(shared / "seed=1")) <= EPOCHS, "the kill came outside the cell"
+    before = state_of(shared / "seed=0")
+    expected, _ = undisturbed.communicate(timeout=120)
+    assert undisturbed.returncode == 0, expected
+
+    with _Watch(shared, cells) as watch:
+        both = [begin(grid, shared) for _ in range(2)]
+        outputs = [process.communicate(timeout=120)[0] for process in both]
+    for process, output in zip(both, outputs, strict=True):
+        assert process.returncode == 0, output
+        assert "3 finished" in output
+        for name in cells:
+            assert output.count(f"finished: {name}\n") == (name != "seed=0")
+    # Each cell that was not over was begun once, by one of the two.
+    assert watch.begun == {"seed=0": 0, "seed=1": 1, "seed=2": 1}
+    assert state_of(shared / "seed=0") == before
+    assert {p.name for p in shared.iterdir()} == {p.name for p in whole.iterdir()}
+    for name in cells:
+        assert lines(shared / name) == lines(whole / name)
+        assert [line["epoch"] for line in lines(whole / name)] == [*range(EPOCHS + 1)]
