@@ -129,7 +129,9 @@ def read_cluster():
     chief, workers = cluster.get("chief", []), cluster.get("worker", [])
     everyone = [*chief, *workers]
     if len(chief) > 1:
-        raise ClusterError(f"TF_CONFIG names {len(chief)} chiefs; there is one at most.")
+        raise ClusterError(
+            f"TF_CONFIG names {len(chief)} chiefs; there is one at most."
+        )
     if len(set(everyone)) < len(everyone):
         raise ClusterError(f"TF_CONFIG names an address twice: {everyone}.")
     job, index = task.get("type"), task.get("index")
@@ -139,7 +141,9 @@ def read_cluster():
             f"{', '.join(cluster)}."
         )
     if isinstance(index, bool) or not isinstance(index, int):
-        raise ClusterError(f'TF_CONFIG\'s task["index"] must be a number, not {index!r}.')
+        raise ClusterError(
+            f'TF_CONFIG\'s task["index"] must be a number, not {index!r}.'
+        )
     if not 0 <= index < len(cluster[job]):
         raise ClusterError(
             f'TF_CONFIG\'s task["index"] is {index}, but there are '
@@ -156,7 +160,7 @@ def is_chief(strategy):
 
 
 def prepare(model):
-    """Makes `fit`, `evaluate` and `predict` of a compiled model right under its strategy.
+    """Makes a compiled model train, evaluate and predict right under its strategy.
 
     For a model on one replica nothing changes. On several,
 
@@ -180,7 +184,9 @@ def prepare(model):
         ValueError: If the model is not compiled.
     """
     if not getattr(model, "compiled", False):
-        raise ValueError("prepare() needs a compiled model: call model.compile() first.")
+        raise ValueError(
+            "prepare() needs a compiled model: call model.compile() first."
+        )
     strategy = model.distribute_strategy
     if strategy.num_replicas_in_sync == 1 or hasattr(model, "_keras_fa_prepared"):
         return model

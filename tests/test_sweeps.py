@@ -497,6 +497,7 @@ def test_the_command_line(mishaps, tmp_path):
         [
             *(grid, f"--workdir={tmp_path / 'x'}", "--dry_run", "--jobs=2"),
             *("--axis=rule=['fa','sign_fa']", "--axis=epochs=[40]"),
+            "--axis=dataset.class_seed=range(1)",
         ],
         [grid, f"--workdir={copy}", "--retry"],
     )
@@ -520,8 +521,8 @@ def test_the_command_line(mishaps, tmp_path):
     assert "5 cells; about 0 minutes left with --jobs=1." in dry[1]
     assert fresh[0] == 0
     assert rows(fresh[1]) == [
-        ["rule=fa,seed=2", "open", "1.5"],
-        ["rule=sign_fa,seed=2", "open", "1.5"],
+        ["class_seed=0,rule=fa,seed=2", "open", "1.5"],
+        ["class_seed=0,rule=sign_fa,seed=2", "open", "1.5"],
     ]
     assert "2 cells; about 2 minutes left with --jobs=2." in fresh[1]
     assert state_of(workdir) == before

@@ -12,6 +12,7 @@ import ast
 import contextlib
 import os
 import pathlib
+import re
 import runpy
 import sys
 
@@ -33,7 +34,8 @@ _WORKDIR = flags.DEFINE_string(
 _AXIS = flags.DEFINE_multi_string(
     "axis",
     [],
-    'Other values of one field: --axis="seed=[0,1,2,3]". May be given several times. '
+    'Other values of one field: --axis="seed=[0,1,2,3]", or --axis="seed=range(4)" for '
+    "the same. May be given several times. "
     "If other fields of the grid vary with the field, only the rows with these values "
     "stay; a field that the grid does not vary becomes an axis.",
 )
@@ -113,6 +115,9 @@ def _read_grid(path):
 
 def _parse_axis(text):
     field, _, values = text.partition("=")
+    counted = re.fullmatch(r"range\((\d+)\)", values.strip())
+    if counted:
+        return field.strip(), list(range(int(counted[1])))
     try:
         values = ast.literal_eval(values.strip())
     except (SyntaxError, TypeError, ValueError):

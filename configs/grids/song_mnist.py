@@ -4,7 +4,7 @@ Source: Song, Xu and Lafferty (2021), section 5, figure 3: 300 epochs, 10 repeti
 Command: python trainers/sweep.py --grid=configs/grids/song_mnist.py \
              --workdir=runs/song_mnist --jobs=2
     The paper's length and repetitions: --axis="epochs=[300]"
-             --axis="seed=[0,1,2,3,4,5,6,7,8,9]"
+             --axis="seed=range(10)"
 Expected: 6 cells of 50 epochs, 12 minutes on 2 cores.
 """
 

@@ -3,7 +3,7 @@ r"""Song et al.'s synthetic problem over widths, penalties and activations: figu
 Source: Song, Xu and Lafferty (2021), section 5, figure 2 a to f.
 Command: python trainers/sweep.py --grid=configs/grids/song_synthetic.py \
              --workdir=runs/song_synthetic --jobs=2
-    The paper's 50 repetitions: --axis="seed=list(range(50))" written out as a list.
+    The paper's 50 repetitions: --axis="seed=range(50)".
 Expected: 525 cells, an hour on 2 cores.
 
 The paper's figure does not give lambda for every activation; these five cover the range

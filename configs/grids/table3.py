@@ -5,7 +5,7 @@ Command: python trainers/sweep.py --grid=configs/grids/table3.py --workdir=runs/
              --jobs=2
     The paper's other widths and its six seeds:
              --axis="model.hidden_units=[(15,),(30,),(45,),(60,),(75,),(100,),(125,),
-                     (150,),(175,),(200,)]" --axis="seed=[0,1,2,3,4,5]"
+                     (150,),(175,),(200,)]" --axis="seed=range(6)"
 Expected: 60 cells, an hour on 2 cores.
 """
 
