@@ -6,7 +6,9 @@ not: the mean over replicas of their means is not the mean over the examples whe
 replicas have different numbers of them.
 """
 
+import contextlib
 import json
+import logging
 import os
 import threading
 import warnings
@@ -17,6 +19,8 @@ from keras.src import tree
 from keras.src.backend.tensorflow import trainer as keras_trainer
 
 NAMES = ("default", "mirrored", "multi_worker")
+
+_LOG = logging.getLogger("keras_fa")
 
 # The versions of Keras that `prepare` was tested on.
 _TESTED = ("3.15",)
@@ -30,11 +34,19 @@ class ClusterError(ValueError):
     """`TF_CONFIG` is missing or does not describe a cluster; the message says how."""
 
 
+class WorkerLostError(RuntimeError):
+    """Another worker stopped, so that this one cannot go on."""
+
+
+# TensorFlow fails on a second mirrored strategy in a process.
+_made = {}
+
+
 def get_strategy(name):
     """The `tf.distribute` strategy with a name.
 
-    To be called before anything is computed. A process can have one mirrored strategy
-    in its life: TensorFlow fails on a second one.
+    To be called before anything is computed. Asked again, it gives the same object:
+    TensorFlow fails on a second mirrored strategy in a process.
 
     Args:
         name: "default" for one device; "mirrored" for a `MirroredStrategy` over all
@@ -51,17 +63,26 @@ def get_strategy(name):
     """
     if name == "default":
         return tf.distribute.get_strategy()
-    if name == "mirrored":
-        devices = tf.config.list_logical_devices("GPU")
-        devices = devices or tf.config.list_logical_devices("CPU")
-        return tf.distribute.MirroredStrategy([device.name for device in devices])
-    if name == "multi_worker":
-        read_cluster()
-        strategy = tf.distribute.MultiWorkerMirroredStrategy()
-        strategy.extended._check_health_interval = _HEALTH_INTERVAL
-        strategy.extended._check_health_timeout = _HEALTH_TIMEOUT
-        return strategy
-    raise ValueError(f"Unknown strategy: {name!r}. Known: {', '.join(NAMES)}.")
+    if name not in NAMES:
+        raise ValueError(f"Unknown strategy: {name!r}. Known: {', '.join(NAMES)}.")
+    if name not in _made:
+        _made[name] = _mirrored() if name == "mirrored" else _multi_worker()
+    return _made[name]
+
+
+def _mirrored():
+    devices = tf.config.list_logical_devices("GPU")
+    devices = devices or tf.config.list_logical_devices("CPU")
+    return tf.distribute.MirroredStrategy([device.name for device in devices])
+
+
+def _multi_worker():
+    workers, index = read_cluster()
+    _LOG.info("Worker %d of %d waits for the others: %s", index, len(workers), workers)
+    strategy = tf.distribute.MultiWorkerMirroredStrategy()
+    strategy.extended._check_health_interval = _HEALTH_INTERVAL
+    strategy.extended._check_health_timeout = _HEALTH_TIMEOUT
+    return strategy
 
 
 def set_logical_devices(count):
@@ -152,11 +173,63 @@ def read_cluster():
     return everyone, index if job == "chief" or not chief else index + 1
 
 
-def is_chief(strategy):
-    """Whether this process writes results: the first worker, or the only process."""
+def check_agreement(strategy, epoch):
+    """Makes sure that all workers go on after the same epoch.
+
+    Args:
+        strategy: The strategy of the model.
+        epoch: The epoch that this worker restored.
+
+    Raises:
+        RuntimeError: On every worker, if they differ.
+    """
     if not _is_multi_worker(strategy):
-        return True
-    return read_cluster()[1] == 0
+        return
+
+    @tf.function
+    def moments():
+        def sums():
+            value = tf.constant(epoch, tf.float64)
+            context = tf.distribute.get_replica_context()
+            return context.all_reduce("SUM", [value, value**2])
+
+        return strategy.experimental_local_results(strategy.run(sums))[0]
+
+    total, squares = (float(value) for value in moments())
+    if squares * strategy.num_replicas_in_sync != total**2:
+        raise RuntimeError(
+            f"This worker restored epoch {epoch}, and others another one. All workers "
+            "need the same --workdir, on a file system that they share."
+        )
+
+
+@contextlib.contextmanager
+def lost_workers_explained(name):
+    """Turns what TensorFlow raises when another worker stops into `WorkerLostError`.
+
+    Args:
+        name: The name of the strategy; for others than "multi_worker" nothing changes.
+    """
+    try:
+        yield
+    except _LOST as error:
+        if name != "multi_worker":
+            raise
+        reason = str(error).splitlines()[0]
+        raise WorkerLostError(
+            f"Another worker stopped, or cannot be reached any more ({reason}). Start "
+            "the same command on all workers again: they go on after the last "
+            "checkpoint."
+        ) from error
+
+
+_LOST = (
+    tf.errors.AbortedError,
+    tf.errors.CancelledError,
+    tf.errors.FailedPreconditionError,
+    tf.errors.InternalError,
+    tf.errors.UnavailableError,
+)
 
 
 def prepare(model):

@@ -43,7 +43,10 @@ def run(config, workdir, strategy="default", progress=False, extra_callbacks=())
         config: `ml_collections.ConfigDict` or nested dict with the fields of
             `keras_fa.config.default_config`.
         workdir: The run folder: see `keras_fa.results`.
-        strategy: "default" or "mirrored": see `keras_fa.distribution.get_strategy`.
+        strategy: "default", "mirrored" or "multi_worker": see
+            `keras_fa.distribution.get_strategy`. Of several workers, which all call
+            this with the same arguments, the first one writes, and the others read its
+            checkpoints: the folder must be the same for all.
         progress: Whether to show a progress bar with the time left.
         extra_callbacks: Further Keras callbacks, which go before all others. One epoch
             of theirs is `config.log_every` epochs of the run.
@@ -58,13 +61,17 @@ def run(config, workdir, strategy="default", progress=False, extra_callbacks=())
         keras_fa.results.RunFolderError: If the folder belongs to another configuration
             or another process.
         keras_fa.datasets.DatasetNotFound: If the data set is not there.
+        keras_fa.distribution.ClusterError: If `TF_CONFIG` is wrong.
+        keras_fa.distribution.WorkerLostError: If another worker stopped.
     """
     config = ml_collections.FrozenConfigDict(config)
     configuration.check(config)
-    with results.RunFolder(workdir, config.to_dict()) as folder:
+    writes = strategy != "multi_worker" or distribution.read_cluster()[1] == 0
+    with results.RunFolder(workdir, config.to_dict(), writes) as folder:
         summary = folder.summary()
         if summary is None:
-            summary = _train(config, folder, strategy, progress, extra_callbacks)
+            with distribution.lost_workers_explained(strategy):
+                summary = _train(config, folder, strategy, progress, extra_callbacks)
             folder.finish(summary)
     return summary
 
@@ -129,19 +136,22 @@ def build(config, dataset):
         steps_per_execution=1 if single_steps else _steps_per_call(steps_per_period),
     )
     model.optimizer.build(model.trainable_variables)
-    return model
+    return distribution.prepare(model)
 
 
 def _train(config, folder, strategy, progress, extra_callbacks):
     _set_determinism(config)
+    # Before anything is computed: several workers need that.
+    scope = distribution.get_strategy(strategy).scope()
     dataset = load(config)
-    with distribution.get_strategy(strategy).scope():
+    with scope:
         model = build(config, dataset)
     instruments = _instruments(config.instruments, dataset)
     recorder = recording.Recorder(folder, config, instruments, dataset.steps_per_epoch)
     stateful = [c for c in [*instruments, recorder] if hasattr(c, "get_state")]
     recorder.checkpoints = Checkpoints(folder.path / "checkpoints", model, stateful)
     epoch = recorder.checkpoints.restore()
+    distribution.check_agreement(model.distribute_strategy, epoch)
     # Without a checkpoint even the line about the initial state is written anew.
     folder.begin(epoch if epoch > 0 else -1)
     shown = [recording.ProgressBar(config, epoch)] if progress else []
@@ -171,11 +181,12 @@ def _train(config, folder, strategy, progress, extra_callbacks):
         # Ctrl-C skips on_train_end, and the terminal must get its cursor back.
         for bar in shown:
             bar.stop()
-    lines = results.read_metrics(folder.path)
+    # Without a period to train, what came before is read back.
+    final = recorder.final or results.read_metrics(folder.path)[-1]
     return {
         "status": "diverged" if recorder.diverged else "finished",
-        "epochs": lines[-1]["epoch"],
-        "final": lines[-1],
+        "epochs": final["epoch"],
+        "final": final,
         "seconds": recorder.seconds,
         "seconds_per_step": recorder.seconds_per_step(),
         "parameters": sum(math.prod(v.shape) for v in model.trainable_variables),

@@ -1,5 +1,6 @@
 """Callbacks that evaluate, record and show a run while `model.fit` trains it."""
 
+import json
 import math
 import statistics
 import time
@@ -73,6 +74,7 @@ class Recorder(keras.callbacks.Callback):
 
     Attributes:
         checkpoints: `keras_fa.checkpoints.Checkpoints`, to be set before training.
+        final: The last log line, as it is read back; None before the first.
         diverged: Whether the loss became NaN or infinite.
         seconds: Wall time of training so far, that before an interruption included.
     """
@@ -84,6 +86,7 @@ class Recorder(keras.callbacks.Callback):
         self._instruments = instruments
         self._steps_per_epoch = steps_per_epoch
         self.checkpoints = None
+        self.final = None
         self.diverged = False
         self.seconds = 0.0
         self._periods = []
@@ -105,7 +108,7 @@ class Recorder(keras.callbacks.Callback):
         )
 
     def on_train_begin(self, logs=None):
-        if not results.read_metrics(self._folder.path):
+        if self._folder.writes and not results.read_metrics(self._folder.path):
             readings = {}
             for instrument in self._instruments:
                 readings |= instrument.read()
@@ -125,7 +128,9 @@ class Recorder(keras.callbacks.Callback):
         learning_rate = float(self._learning_rate())
         line = {"epoch": epochs, **logs, "learning_rate": learning_rate}
         line["flow_time"] = _flow_time(self._config, epochs, self._steps_per_epoch)
-        self._folder.log({**line, "seconds": round(self.seconds, 3)})
+        line["seconds"] = round(self.seconds, 3)
+        self._folder.log(line)
+        self.final = json.loads(results.to_json(line))
         if not math.isfinite(logs["loss"]):
             self.diverged = True
             self.model.stop_training = True
@@ -133,7 +138,8 @@ class Recorder(keras.callbacks.Callback):
             epochs % self._config.checkpoint_every == 0 or epochs == self._config.epochs
         ):
             self._folder.sync()
-            self.checkpoints.save(epochs)
+            if self._folder.writes:
+                self.checkpoints.save(epochs)
 
     def seconds_per_step(self):
         """Median over the periods of this process, its first one (tracing) left out."""

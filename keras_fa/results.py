@@ -86,6 +86,8 @@ class RunFolder:
     Args:
         path: The folder; made if missing.
         config: The run's configuration, a dict that JSON can hold.
+        writes: Whether this process writes. Of several workers only the chief does; the
+            others take no lock and change nothing.
 
     Raises:
         RunFolderError: On entering, if the folder belongs to another configuration, if
@@ -93,12 +95,16 @@ class RunFolder:
             configuration.
     """
 
-    def __init__(self, path, config):
+    def __init__(self, path, config, writes=True):
         self.path = pathlib.Path(path)
         self.config = config
+        self.writes = writes
         self._lock = None
 
     def __enter__(self):
+        if not self.writes:
+            self._check()
+            return self
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -123,11 +129,14 @@ class RunFolder:
         return self
 
     def __exit__(self, *exception):
-        self._lock.close()
+        if self._lock is not None:
+            self._lock.close()
 
     def _check(self):
         path = self.path / CONFIG
         if not path.exists():
+            if not self.writes:
+                return
             others = [p.name for p in self.path.iterdir() if not p.name.startswith(".")]
             if others:
                 raise RunFolderError(
@@ -152,6 +161,8 @@ class RunFolder:
         Args:
             epoch: The last epoch whose results are kept; -1 keeps nothing.
         """
+        if not self.writes:
+            return
         text = to_json(self.config, indent=2, sort_keys=True) + "\n"
         write_text(self.path / CONFIG, text)
         lines = [
@@ -167,6 +178,8 @@ class RunFolder:
 
     def finish(self, summary):
         """Ends the run: writes its summary, a dict."""
+        if not self.writes:
+            return
         write_text(self.path / SUMMARY, to_json(summary, indent=2) + "\n")
 
     def clear(self):
@@ -182,6 +195,8 @@ class RunFolder:
         Args:
             values: Dict of numbers with an integer `epoch` among them.
         """
+        if not self.writes:
+            return
         with open(self.path / METRICS, "a", encoding="utf-8") as file:
             file.write(to_json(values) + "\n")
 
@@ -191,6 +206,8 @@ class RunFolder:
         To be called before a checkpoint: a resumed run makes the lines after its
         checkpoint again, and needs those before it.
         """
+        if not self.writes:
+            return
         with open(self.path / METRICS, "a", encoding="utf-8") as file:
             os.fsync(file.fileno())
 

@@ -22,6 +22,8 @@ from keras_fa.config import default_config
 ROOT = pathlib.Path(__file__).parents[1]
 SWEEP = [sys.executable, "trainers/sweep.py"]
 EPOCHS = 40
+# Seconds until what hangs is given up. Far more than anything takes.
+_PATIENCE = 300
 
 
 def base(**changes):
@@ -350,7 +352,9 @@ def kill_when_at_work(workdir, name):
 
     def kill():
         wait_until(
-            lambda: len(results.read_metrics(workdir / name)) > 5, 60, "it never began"
+            lambda: len(results.read_metrics(workdir / name)) > 5,
+            _PATIENCE,
+            "it never began",
         )
         [worker] = multiprocessing.active_children()
         os.kill(worker.pid, signal.SIGKILL)
@@ -459,7 +463,7 @@ def commands(*all_arguments):
         env={**os.environ, "COLUMNS": "200"},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=_PATIENCE,
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
@@ -545,7 +549,7 @@ def test_the_command_line(mishaps, tmp_path):
 
 def test_help_says_what_every_flag_is_for():
     done = subprocess.run(
-        [*SWEEP, "--help"], cwd=ROOT, capture_output=True, text=True, timeout=120
+        [*SWEEP, "--help"], cwd=ROOT, capture_output=True, text=True, timeout=_PATIENCE
     )
     assert done.returncode == 1, "absl's exit code for --help"
     assert "Runs a grid of experiments in a pool of processes." in done.stdout
@@ -602,44 +606,55 @@ def processes():
     return {int(row[0]): int(row[1]) for row in rows if row[2][0] != "Z"}
 
 
-def begin(grid, workdir):
-    return subprocess.Popen(
-        [*SWEEP, f"--grid={grid}", f"--workdir={workdir}"],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+@pytest.fixture
+def begin():
+    """A function that starts a sweep; what it started ends with the test."""
+    started = []
+
+    def start(grid, workdir):
+        process = subprocess.Popen(
+            [*SWEEP, f"--grid={grid}", f"--workdir={workdir}"],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+        process.stdout.close()
 
 
-def test_killed_and_shared_by_two_equals_undisturbed(tmp_path):
+def test_killed_and_shared_by_two_equals_undisturbed(tmp_path, begin):
     axes = [{"seed": [0, 1, 2]}]
     cells = names(axes)
     grid = write_grid(tmp_path / "configs", axes)
     whole, shared = tmp_path / "whole", tmp_path / "shared"
     undisturbed = begin(grid, whole)
     killed = begin(grid, shared)
-    try:
-        wait_until(
-            lambda: len(lines(shared / "seed=1")) > 5, 90, "no second cell was begun"
-        )
-        children = {pid for pid, ppid in processes().items() if ppid == killed.pid}
-        assert children
-    finally:
-        killed.kill()
-        killed.communicate()
+    wait_until(
+        lambda: len(lines(shared / "seed=1")) > 5, _PATIENCE, "no second cell was begun"
+    )
+    children = {pid for pid, ppid in processes().items() if ppid == killed.pid}
+    assert children
+    killed.kill()
+    killed.wait()
     # Among them the one that was in the middle of the cell.
-    wait_until(lambda: not children & processes().keys(), 5, "workers live on")
+    wait_until(lambda: not children & processes().keys(), 10, "workers live on")
     states = [sweeps.status(cell, shared) for cell in sweeps.cells(base(), axes)]
     assert states == ["finished", "interrupted", "open"]
     assert len(lines(shared / "seed=1")) <= EPOCHS, "the kill came outside the cell"
     before = state_of(shared / "seed=0")
-    expected, _ = undisturbed.communicate(timeout=120)
+    expected, _ = undisturbed.communicate(timeout=_PATIENCE)
     assert undisturbed.returncode == 0, expected
 
     with _Watch(shared, cells) as watch:
         both = [begin(grid, shared) for _ in range(2)]
-        outputs = [process.communicate(timeout=120)[0] for process in both]
+        outputs = [process.communicate(timeout=_PATIENCE)[0] for process in both]
     for process, output in zip(both, outputs, strict=True):
         assert process.returncode == 0, output
         assert "3 finished" in output

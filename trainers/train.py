@@ -38,8 +38,16 @@ _RULES = flags.DEFINE_list(
 _STRATEGY = flags.DEFINE_enum(
     "strategy",
     "default",
-    ["default", "mirrored"],
-    "Where the model lives: on one device, or mirrored on all of this machine.",
+    ["default", "mirrored", "multi_worker"],
+    "Where the model lives: on one device, mirrored on all devices of this machine, or "
+    "on the workers that the environment variable TF_CONFIG names, each of which runs "
+    "this command.",
+)
+_LOGICAL_DEVICES = flags.DEFINE_integer(
+    "logical_devices",
+    None,
+    "Makes so many devices of the CPU, to try --strategy=mirrored out.",
+    lower_bound=1,
 )
 _FIGURES = flags.DEFINE_bool("figures", True, "Whether to draw the figures.")
 flags.mark_flag_as_required("config")
@@ -52,12 +60,20 @@ def main(argv):
     # absl shows every library's progress notes unless told otherwise.
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)
-    from keras_fa import checkpoints, datasets, experiment, results
+    from keras_fa import checkpoints, datasets, distribution, experiment, results
 
     console = Console()
     workdir = pathlib.Path(_WORKDIR.value)
     shared = {"strategy": _STRATEGY.value, "progress": True}
     try:
+        if _LOGICAL_DEVICES.value is not None:
+            distribution.set_logical_devices(_LOGICAL_DEVICES.value)
+        chief = True
+        if _STRATEGY.value == "multi_worker":
+            # The first thing that TensorFlow does must be to meet the other workers.
+            distribution.get_strategy("multi_worker")
+            chief = distribution.read_cluster()[1] == 0
+            shared["progress"] = chief
         if _RULES.value:
             summaries = experiment.compare(
                 _CONFIG.value, workdir, _RULES.value, **shared
@@ -80,6 +96,12 @@ def main(argv):
         datasets.DatasetNotFound,
     ) as error:
         sys.exit(f"error: {error}")
+    except distribution.WorkerLostError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        # The ordinary way out waits for the workers that are no more.
+        os._exit(1)
+    if not chief:
+        return
     console.print(_table(summaries))
     if _FIGURES.value:
         for path in _draw(runs, workdir / "figures"):

@@ -1,0 +1,94 @@
+r"""Starts a command as several workers on this machine, to try training on several out.
+
+Example:
+    python trainers/launch.py --workers=2 -- python trainers/train.py \
+        --strategy=multi_worker --config=configs/digits.py --workdir=runs/two_workers
+
+Each worker gets a TF_CONFIG of its own. On several machines set that variable by hand:
+the README shows how.
+"""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+from absl import app, flags
+
+_WORKERS = flags.DEFINE_integer(
+    "workers", 2, "How many processes to start.", lower_bound=1
+)
+_GRACE = flags.DEFINE_float(
+    "grace", 60.0, "Seconds that the other workers have to stop when one has failed."
+)
+
+
+def main(argv):
+    """Starts the workers, shows what they say, and ends when all have ended."""
+    command = argv[1:]
+    if not command:
+        raise app.UsageError("Say what to start after --: see the example.")
+    addresses = [f"localhost:{port}" for port in _free_ports(_WORKERS.value)]
+    workers = [_start(command, addresses, index) for index in range(_WORKERS.value)]
+    try:
+        sys.exit(_wait(workers))
+    except KeyboardInterrupt:
+        # The terminal has sent it to the workers too.
+        for worker in workers:
+            worker.wait()
+        sys.exit(130)
+    finally:
+        for worker in workers:
+            worker.kill()
+
+
+def _free_ports(count):
+    sockets = [socket.create_server(("localhost", 0)) for _ in range(count)]
+    ports = [server.getsockname()[1] for server in sockets]
+    for server in sockets:
+        server.close()
+    return ports
+
+
+def _start(command, addresses, index):
+    task = {"type": "worker", "index": index}
+    config = {"cluster": {"worker": addresses}, "task": task}
+    worker = subprocess.Popen(
+        command,
+        env={**os.environ, "TF_CONFIG": json.dumps(config)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    threading.Thread(target=_show, args=(worker, index), daemon=True).start()
+    return worker
+
+
+def _show(worker, index):
+    for line in worker.stdout:
+        print(f"[{index}] {line}", end="", flush=True)
+
+
+def _wait(workers):
+    """The exit code of the first worker that failed, or 0."""
+    deadline = None
+    while any(worker.poll() is None for worker in workers):
+        failed = [w for w in workers if w.poll() not in (None, 0)]
+        if failed and deadline is None:
+            deadline = time.monotonic() + _GRACE.value
+        if deadline is not None and time.monotonic() > deadline:
+            for worker in workers:
+                worker.send_signal(signal.SIGTERM)
+            deadline = time.monotonic() + 5
+        time.sleep(0.1)
+    time.sleep(0.2)  # for the last lines
+    codes = [worker.returncode for worker in workers]
+    return next((abs(code) for code in codes if code), 0)
+
+
+if __name__ == "__main__":
+    app.run(main)
