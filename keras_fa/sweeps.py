@@ -200,24 +200,54 @@ def _fail(cell, workdir, error, trace=""):
     results.write_text(_failure_path(cell, workdir), text)
 
 
-def estimate(cell, everything, workdir, default):
-    """Seconds that a cell will take, one job at a time.
+class Estimates:
+    """How long cells will take, one job at a time.
 
     The median over the finished cells that share the most settings with it, seeds and
     rules left aside; without any, the default.
+
+    Args:
+        everything: List of `Cell`.
+        workdir: Folder of the run folders.
+        default: Seconds.
     """
-    times = collections.defaultdict(list)
-    for other in everything:
-        summary = results.read_summary(pathlib.Path(workdir) / other.name)
-        if summary is None or summary["status"] != FINISHED:
-            continue
-        shared = sum(
-            value == other.settings[field]
-            for field, value in cell.settings.items()
-            if field not in ("rule", "seed")
-        )
-        times[shared].append(summary["seconds"])
-    return statistics.median(times[max(times)]) if times else default
+
+    def __init__(self, everything, workdir, default):
+        self._unknown = list(everything)
+        self._workdir = pathlib.Path(workdir)
+        self._default = default
+        # From settings to the seconds of the cells that have them, and the answers.
+        self._times = collections.defaultdict(list)
+        self._medians = {}
+
+    def update(self):
+        """Takes in the cells that have finished since."""
+        unknown = []
+        for cell in self._unknown:
+            summary = results.read_summary(self._workdir / cell.name)
+            if summary is None or summary["status"] != FINISHED:
+                unknown.append(cell)
+            else:
+                self._times[self._key(cell)].append(summary["seconds"])
+                self._medians = {}
+        self._unknown = unknown
+
+    def __call__(self, cell):
+        """Seconds that a cell will take."""
+        key = self._key(cell)
+        if key not in self._medians:
+            times = collections.defaultdict(list)
+            for other, seconds in self._times.items():
+                shared = sum(a == b for a, b in zip(key, other, strict=True))
+                times[shared] += seconds
+            nearest = times[max(times)] if times else [self._default]
+            self._medians[key] = statistics.median(nearest)
+        return self._medians[key]
+
+    @staticmethod
+    def _key(cell):
+        settings = cell.settings.items()
+        return tuple(repr(v) for k, v in settings if k not in ("rule", "seed"))
 
 
 def clear(cell, workdir):
@@ -459,10 +489,8 @@ class _Display:
 
     def __init__(self, pool, seconds_per_cell, console):
         self._pool = pool
-        self._default = seconds_per_cell
         self._console = console
-        self._estimates = {}
-        self._known = -1
+        self._estimates = Estimates(pool.everything, pool.workdir, seconds_per_cell)
         self._printed = float("-inf")
         self._reported = {
             name for name, state in pool.states.items() if state in _ENDED
@@ -547,17 +575,11 @@ class _Display:
 
     def _seconds_left(self, epochs):
         pool = self._pool
-        finished = sum(state == FINISHED for state in pool.states.values())
-        if finished != self._known:
-            self._known = finished
-            self._estimates = {
-                cell.name: estimate(cell, pool.everything, pool.workdir, self._default)
-                for cell in [*pool.running, *pool.waiting, *pool.elsewhere]
-            }
-        seconds = sum(self._estimates[cell.name] for cell in pool.waiting)
+        self._estimates.update()
+        seconds = sum(self._estimates(cell) for cell in pool.waiting)
         for cell in pool.running:
             share = epochs[cell.name] / cell.config.epochs
-            seconds += (1 - share) * self._estimates[cell.name]
+            seconds += (1 - share) * self._estimates(cell)
         return seconds / pool.jobs
 
 

@@ -205,8 +205,11 @@ def test_estimates_come_from_the_nearest_finished_cells(tmp_path):
     small = cells["seed=2,rule=fa,batch_size=10"]
     large = cells["seed=2,rule=fa,batch_size=50"]
 
+    estimates = sweeps.Estimates(cells.values(), tmp_path, 60.0)
+
     def estimate(cell):
-        return sweeps.estimate(cell, list(cells.values()), tmp_path, 60.0)
+        estimates.update()
+        return estimates(cell)
 
     def end(name, seconds, status="finished"):
         leave(cells[name], tmp_path, {"status": status, "seconds": seconds})

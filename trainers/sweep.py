@@ -136,11 +136,13 @@ def _list(cells, workdir, seconds_per_cell, console):
     table = Table("cell", "status")
     table.add_column("minutes", justify="right")
     total = 0.0
+    estimate = sweeps.Estimates(cells, workdir, seconds_per_cell)
+    estimate.update()
     for cell in cells:
         state = sweeps.status(cell, workdir)
         minutes = ""
         if state in (sweeps.OPEN, sweeps.INTERRUPTED):
-            seconds = sweeps.estimate(cell, cells, workdir, seconds_per_cell)
+            seconds = estimate(cell)
             total += seconds
             minutes = f"{seconds / 60:.1f}"
         table.add_row(cell.name, state, minutes)
