@@ -240,9 +240,11 @@ def prepare(model):
     - a batch that is shared out unevenly counts each example once: the loss of a
       replica with n of N examples is weighed with n R / N, R the number of replicas
       (losses that are summed over the batch are right as they are);
-    - under `MultiWorkerMirroredStrategy`, on which Keras 3.15 fails (keras issue
-      20585), metrics and loss are built from one replica's part of a batch, and
-      logs are reduced as the scalars that they are.
+    - metrics and loss are built from one replica's part of a batch: Keras 3.15 takes
+      the mean of all parts, and fails where their sizes differ, and on several workers
+      always (keras issue 20585);
+    - on several workers logs are reduced as the scalars that they are, which Keras also
+      fails to do.
 
     BatchNorm normalises with the statistics of each replica's own part of the batch, as
     Keras's does.
@@ -272,8 +274,8 @@ def prepare(model):
         )
     model._keras_fa_prepared = True
     _weigh_by_examples(model, strategy)
+    _build_from_one_replica(model, strategy)
     if _is_multi_worker(strategy):
-        _build_from_one_replica(model, strategy)
         keras_trainer.reduce_per_replica = _reduce_per_replica
     return model
 
