@@ -27,8 +27,8 @@ def default_config():
           "uniform_width", uniform in +-1/sqrt(first hidden width) for every layer; or
           "normal(0.5)", normal with standard deviation 0.5.
         - `rule`: backprop, fa, ada_fa or sign_fa.
-        - `feedback_initializer`: What draws B under "fa"; None is the layer's own
-          kernel initializer.
+        - `feedback_initializer`: What draws B under "fa", by the same names; None is
+          the layer's own kernel initializer.
         - `sign_scale`: Scale s of "sign_fa": "glorot" or a number in quotes.
         - `loss`: "cross_entropy" (softmax, integer labels), "exponential" (labels -1
           and 1), "half_squared_error" (summed) or the name of a Keras loss.

@@ -48,8 +48,9 @@ def run(config, workdir, strategy="default", progress=False, extra_callbacks=())
             this with the same arguments, the first one writes, and the others read its
             checkpoints: the folder must be the same for all.
         progress: Whether to show a progress bar with the time left.
-        extra_callbacks: Further Keras callbacks, which go before all others. One epoch
-            of theirs is `config.log_every` epochs of the run.
+        extra_callbacks: Further Keras callbacks, which see what the instruments read.
+            One epoch of theirs is `config.log_every` epochs of the run. If they have
+            `get_state()` and `set_state(state)`, a resumed run takes their state over.
 
     Returns:
         The summary, a dict: `status` ("finished", or "diverged" if the loss became NaN
@@ -148,7 +149,8 @@ def _train(config, folder, strategy, progress, extra_callbacks):
         model = build(config, dataset)
     instruments = _instruments(config.instruments, dataset)
     recorder = recording.Recorder(folder, config, instruments, dataset.steps_per_epoch)
-    stateful = [c for c in [*instruments, recorder] if hasattr(c, "get_state")]
+    stateful = [*instruments, *extra_callbacks, recorder]
+    stateful = [callback for callback in stateful if hasattr(callback, "get_state")]
     recorder.checkpoints = Checkpoints(folder.path / "checkpoints", model, stateful)
     epoch = recorder.checkpoints.restore()
     distribution.check_agreement(model.distribute_strategy, epoch)
@@ -168,9 +170,9 @@ def _train(config, folder, strategy, progress, extra_callbacks):
             epochs=config.epochs // config.log_every,
             validation_data=validation_data,
             callbacks=[
-                *extra_callbacks,
                 *evaluation,
                 *instruments,
+                *extra_callbacks,
                 recorder,
                 *shown,
             ],
@@ -254,7 +256,8 @@ def _seeds(seed):
 
 def _rule(config, seed):
     if config.rule == "fa":
-        return feedback_rules.FeedbackAlignment(config.feedback_initializer, seed)
+        initializer = _initializer(config.feedback_initializer, config.model)
+        return feedback_rules.FeedbackAlignment(initializer, seed)
     if config.rule == "sign_fa":
         scale = config.sign_scale
         scale = scale if scale == "glorot" else float(scale)

@@ -199,6 +199,40 @@ def loss_bound(runs, path, beta=2.0):
     return grid(list(panels), draw, path, legend="every")
 
 
+def search(table, objective, space, path):
+    """Draws the objective of the trials of a search against each tuned field.
+
+    Args:
+        table: What `keras_fa.tuning.Search.table` returns.
+        objective: Name of its column with the objective.
+        space: The fields: see `keras_fa.tuning.check_space`.
+        path: Image file to write.
+
+    Returns:
+        The path, or None where no trial has finished.
+    """
+    table = table[table[objective].notna()]
+
+    def draw(axis, field):
+        if field == "best so far":
+            best = np.minimum if objective.endswith("loss") else np.maximum
+            in_order = table.sort_values("trial")[objective]
+            axis.plot(best.accumulate(in_order), marker="o", markersize=3)
+            axis.set(xlabel="trials finished")
+        else:
+            values = table[field]
+            values = values.astype(str) if "choices" in space[field] else values
+            axis.scatter(values, table[objective], s=18)
+            axis.margins(x=0.05)
+            axis.set(xlabel=field)
+            if space[field].get("log"):
+                axis.set_xscale("log")
+        axis.set(title=field.rsplit(".", 1)[-1], ylabel=objective)
+
+    items = ["best so far", *space] if len(table) else []
+    return grid(items, draw, path, legend="none")
+
+
 def _frames(runs):
     """(rule, log) of each run folder."""
     return [(results.read_config(run)["rule"], results.read_frame(run)) for run in runs]
@@ -230,7 +264,8 @@ def grid(items, draw, path, legend="first"):
         items: The items.
         draw: Function of (axis, item).
         path: Image file to write.
-        legend: "first" or "every" panel, or "outside" for one legend of all panels.
+        legend: "first" or "every" panel, "outside" for one legend of all panels, or
+            "none".
 
     Returns:
         The path, or None without items.
@@ -258,7 +293,7 @@ def grid(items, draw, path, legend="first"):
         figure.legend(
             handles.values(), handles.keys(), loc="outside right center", frameon=False
         )
-    else:
+    elif legend != "none":
         for axis in axes if legend == "every" else axes[:1]:
             axis.legend(frameon=False)
     path = pathlib.Path(path)

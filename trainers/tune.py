@@ -1,0 +1,146 @@
+r"""Searches hyperparameters of a config with keras-tuner.
+
+Example:
+    python trainers/tune.py --space=configs/tuning/digits.py --workdir=runs/tune_digits
+
+A search that was stopped goes on when the same command is given again. Several processes
+share one search in keras-tuner's distributed mode: the README shows how.
+"""
+
+import os
+import pathlib
+import runpy
+import sys
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+# TensorFlow turns oneDNN on for some CPUs only; where it does not, LeNet takes twice as
+# long without it.
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+
+from absl import app, flags, logging
+from rich.console import Console
+from rich.table import Table
+
+_SPACE = flags.DEFINE_string(
+    "space", None, "File with the config, its fields to tune and their ranges."
+)
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder of the search: trials, tables and figures go there."
+)
+_ALGORITHM = flags.DEFINE_enum(
+    "algorithm", "random", ["random", "hyperband", "bayesian"], "How to search."
+)
+_TRIALS = flags.DEFINE_integer(
+    "trials", 12, "How many trials; hyperband has as many as it needs.", lower_bound=1
+)
+_SEED = flags.DEFINE_integer("seed", 0, "Seed of the search.", lower_bound=0)
+_CONFIRM = flags.DEFINE_bool(
+    "confirm",
+    True,
+    "Whether to run the best trial again as the file's `confirm` says: with other seeds, "
+    "and on other classes.",
+)
+flags.mark_flags_as_required(["space", "workdir"])
+
+
+def main(argv):
+    """Does what the flags say, then prints the table of trials and the confirmation."""
+    if len(argv) > 1:
+        raise app.UsageError(f"Unexpected arguments: {' '.join(argv[1:])}")
+    if not flags.FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.WARNING)
+    from keras_fa import datasets, results, tuning
+
+    console = Console()
+    workdir = pathlib.Path(_WORKDIR.value)
+    try:
+        given = _read(pathlib.Path(_SPACE.value))
+        search = tuning.Search(
+            given["config"],
+            given["space"],
+            workdir,
+            _ALGORITHM.value,
+            _TRIALS.value,
+            given["objective"],
+            _SEED.value,
+            given.get("patience"),
+        )
+        search.run()
+        if os.environ.get("KERASTUNER_TUNER_ID", "chief") != "chief":
+            console.print("This worker is done; the chief has the results.")
+            return
+        _report(search, workdir, console)
+        if _CONFIRM.value and given.get("confirm"):
+            _confirm(search, given["confirm"], workdir, console)
+    except KeyboardInterrupt:
+        console.print("\nInterrupted. The same command goes on with the search.")
+        sys.exit(130)
+    except (
+        ValueError,
+        OSError,
+        results.RunFolderError,
+        datasets.DatasetNotFound,
+    ) as error:
+        sys.exit(f"error: {error}")
+
+
+def _read(path):
+    if not path.is_file():
+        raise ValueError(f"There is no file {path}.")
+    functions = runpy.run_path(str(path))
+    if "get_space" not in functions:
+        raise ValueError(f"{path} has no function get_space().")
+    given = functions["get_space"]()
+    missing = {"config", "space", "objective"} - given.keys()
+    if missing:
+        raise ValueError(f"The space of {path} lacks {', '.join(sorted(missing))}.")
+    file = path.resolve().parents[1] / given["config"]
+    config = runpy.run_path(str(file))["get_config"]()
+    config.update_from_flattened_dict(given.get("fields", {}))
+    return {**given, "config": config}
+
+
+def _report(search, workdir, console):
+    """The table of trials, the plot, and TensorBoard's page."""
+    from keras_fa import figures, results
+
+    table = search.table()
+    results.write_text(workdir / "trials.csv", table.to_csv(index=False))
+    shown = Table(*(str(column).rsplit(".", 1)[-1] for column in table.columns))
+    for row in table.itertuples(index=False):
+        shown.add_row(*(f"{v:.4g}" if isinstance(v, float) else str(v) for v in row))
+    console.print(shown)
+    figure = figures.search(
+        table, search.objective, search.space, workdir / "search.png"
+    )
+    if figure is not None:
+        console.print(f"figure: {figure}", soft_wrap=True)
+    search.write_hparams(workdir / "hparams")
+    console.print(f"tensorboard --logdir={workdir / 'hparams'}", soft_wrap=True)
+
+
+def _confirm(search, axis, workdir, console):
+    """The best trial's settings on what the search has not seen."""
+    from keras_fa import experiment, results, sweeps
+
+    readings = []
+    for cell in sweeps.cells(search.best(), [axis]):
+        summary = experiment.run(cell.config, workdir / "confirm" / cell.name)
+        lines = results.read_metrics(workdir / "confirm" / cell.name)
+        readings.append(lines[-1].get(search.objective))
+        value = "diverged" if summary["status"] == "diverged" else f"{readings[-1]:.4f}"
+        console.print(f"best trial, {cell.name}: {search.objective} {value}")
+    finite = [reading for reading in readings if reading is not None]
+    if finite:
+        import pandas as pd
+
+        frame = pd.DataFrame({"all": 0, "value": finite})
+        row = results.aggregate(frame, ["all"], ["value"]).iloc[0]
+        console.print(
+            f"{search.objective}: {row['value_mean']:.4f} ± {row['value_se']:.4f} "
+            f"(mean and standard error of {row['seeds']:.0f})"
+        )
+
+
+if __name__ == "__main__":
+    app.run(main)
