@@ -16,6 +16,7 @@ _LAZY = (
     "reproduction",
     "results",
     "sweeps",
+    "tuning",
 )
 
 __all__ = ["gradients", "layers", "models", "optimizers", "rules", *_LAZY]

@@ -145,11 +145,11 @@ class RunFolder:
                 )
             return
         stored = json.loads(path.read_text(encoding="utf-8"))
-        differences = _differences(stored, json.loads(to_json(self.config)))
-        if differences:
+        different = differences(stored, json.loads(to_json(self.config)))
+        if different:
             raise RunFolderError(
                 f"{self.path} belongs to a run with another configuration:\n  "
-                + "\n  ".join(differences[:10])
+                + "\n  ".join(different[:10])
                 + "\nChoose another --workdir, or give the configuration that is there."
             )
 
@@ -212,13 +212,19 @@ class RunFolder:
             os.fsync(file.fileno())
 
 
-def _differences(stored, given, prefix=""):
-    """Lines that name each field in which two configurations differ."""
+def differences(stored, given, prefix=""):
+    """Lines that name each field in which two configurations differ.
+
+    Args:
+        stored: Nested dict, as read from a folder.
+        given: Nested dict, as JSON holds it.
+        prefix: What to put before the names.
+    """
     lines = []
     for key in sorted(stored.keys() | given.keys()):
         old, new = stored.get(key), given.get(key)
         if isinstance(old, dict) and isinstance(new, dict):
-            lines += _differences(old, new, f"{prefix}{key}.")
+            lines += differences(old, new, f"{prefix}{key}.")
         elif old != new or (key in stored) != (key in given):
             lines.append(f"{prefix}{key}: {old!r} in the folder, {new!r} given")
     return lines

@@ -543,7 +543,7 @@ class _Display:
             return
         self._printed = now
         epochs = {cell.name: self._epoch(cell) for cell in pool.running}
-        left = _duration(self._seconds_left(epochs))
+        left = duration(self._seconds_left(epochs))
         note = f"about {left} left"
         if pool.elsewhere:
             note += f", {len(pool.elsewhere)} with another sweep"
@@ -586,7 +586,8 @@ class _Display:
 _ENDED = (FINISHED, DIVERGED, FAILED)
 
 
-def _duration(seconds):
+def duration(seconds):
+    """Seconds as a reader likes them: "1 h 02 min", "2 min 05 s" or "7 s"."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:

@@ -5,8 +5,13 @@ Whoever has a tuner of their own takes `hypermodel`.
 """
 
 import difflib
+import json
 import math
+import os
 import pathlib
+import shutil
+import statistics
+import warnings
 
 import keras
 import keras_tuner
@@ -14,7 +19,7 @@ import ml_collections
 import numpy as np
 
 from keras_fa import config as configuration
-from keras_fa import experiment, results
+from keras_fa import datasets, experiment, results, sweeps
 
 ALGORITHMS = ("random", "hyperband", "bayesian")
 
@@ -128,6 +133,7 @@ class _HyperModel(keras_tuner.HyperModel):
             kwargs.setdefault("validation_data", dataset.test)
             kwargs.setdefault("epochs", config.epochs)
             kwargs.setdefault("verbose", 0)
+            kwargs.setdefault("shuffle", False)
             args = (dataset.train,)
         return model.fit(*args, **kwargs)
 
@@ -151,26 +157,53 @@ class StopEarly(keras.callbacks.EarlyStopping):
         self._kept = state
 
 
+def read_role():
+    """What this process is in keras-tuner's distributed mode.
+
+    Returns:
+        "chief" or "worker", or "alone" outside that mode.
+
+    Raises:
+        ValueError: If the mode's environment variables are half filled in.
+    """
+    names = [f"KERASTUNER_{n}" for n in ("ORACLE_IP", "ORACLE_PORT", "TUNER_ID")]
+    missing = [name for name in names if name not in os.environ]
+    if len(missing) == len(names):
+        return "alone"
+    if missing:
+        raise ValueError(
+            f"keras-tuner's distributed mode needs {', '.join(names)}. Missing: "
+            f"{', '.join(missing)}. Set them all, or unset the others."
+        )
+    # As keras-tuner tells them apart.
+    return "chief" if "chief" in os.environ["KERASTUNER_TUNER_ID"] else "worker"
+
+
 class Search:
     """A search whose trials are run folders.
 
-    Under Hyperband a trial of a later round is trained anew, for as many epochs as its
-    round has: nothing hangs on weights of another trial.
+    A search that was stopped goes on when it is made and run again with the same
+    arguments; `trials` alone may be greater then. Under Hyperband a trial of a later
+    round is trained anew, for as many epochs as its round has: nothing hangs on the
+    weights of another trial.
 
     Args:
         config: `ConfigDict` of the runs.
         space: The fields to tune: as for `check_space`.
         workdir: Folder of the search: trials in `trials/`, keras-tuner's state in
-            `tuner/`.
+            `tuner/`, what is searched in `search.json`.
         algorithm: "random", "hyperband" or "bayesian".
         trials: How many trials; Hyperband has as many as its rounds need.
-        objective: Key of the log lines, `val_accuracy` or `val_loss` say.
+        objective: Key of the log lines, `val_accuracy` or `val_loss` say. The greater
+            the better, unless it ends in "loss".
         seed: Seed of the search.
         patience: Log lines without a better objective after which a trial is ended;
             None for never.
 
     Raises:
         ValueError: If one of these is wrong.
+        keras_fa.results.RunFolderError: If the folder belongs to another search, or its
+            state is damaged.
     """
 
     def __init__(
@@ -186,6 +219,7 @@ class Search:
     ):
         configuration.check(config)
         check_space(config, space)
+        read_role()
         if algorithm not in ALGORITHMS:
             raise ValueError(
                 f"Unknown algorithm: {algorithm!r}. Known: {', '.join(ALGORITHMS)}."
@@ -195,6 +229,7 @@ class Search:
         self.objective = objective
         self.patience = patience
         self.direction = "min" if objective.endswith("loss") else "max"
+        self._rounds = None
         shared = {
             "objective": keras_tuner.Objective(objective, self.direction),
             # Zero would have keras-tuner draw a seed.
@@ -209,18 +244,81 @@ class Search:
                 max_trials=trials, **shared
             )
         else:
-            oracle = keras_tuner.oracles.HyperbandOracle(
-                max_epochs=config.epochs // config.log_every, **shared
-            )
-        self.tuner = _Tuner(self, oracle)
+            lines = config.epochs // config.log_every
+            oracle = keras_tuner.oracles.HyperbandOracle(max_epochs=lines, **shared)
+            self._rounds = _hyperband_rounds(lines)
+            trials = len(self._rounds)
+        self.trials = trials
+        # keras-tuner's own display knows no time left.
+        oracle.verbose = 0
+        self._claim(algorithm, seed)
+        self._console = None
+        # On a worker of keras-tuner's distributed mode `_tuner.oracle` asks the chief.
+        self._oracle = oracle
+        try:
+            self._tuner = _Tuner(self, oracle)
+        except (ValueError, KeyError, RuntimeError) as error:
+            raise results.RunFolderError(
+                f"The state of the search in {self.workdir / 'tuner'} cannot be read: "
+                f"{error}. Delete that folder and give the same command: trials that "
+                "are finished are not run again."
+            ) from error
 
-    def run(self):
+    def _claim(self, algorithm, seed):
+        """Refuses a folder of another search, before it is touched."""
+        given = {
+            "config": self.config.to_dict(),
+            "space": self.space,
+            "algorithm": algorithm,
+            "objective": self.objective,
+            "seed": seed,
+            "patience": self.patience,
+        }
+        given = json.loads(results.to_json(given))
+        path = self.workdir / "search.json"
+        if path.exists():
+            stored = json.loads(path.read_text(encoding="utf-8"))
+            found = results.differences(stored, given)
+            if found:
+                raise results.RunFolderError(
+                    f"{self.workdir} belongs to another search:\n  "
+                    + "\n  ".join(found[:10])
+                    + "\nChoose another --workdir."
+                )
+            return
+        self.workdir.mkdir(parents=True, exist_ok=True)
+        if any(not p.name.startswith(".") for p in self.workdir.iterdir()):
+            # Another process of the same search may have been faster.
+            if path.exists():
+                return self._claim(algorithm, seed)
+            raise results.RunFolderError(
+                f"{self.workdir} is not empty and holds no search. Choose another "
+                "--workdir."
+            )
+        results.write_text(path, results.to_json(given, indent=2) + "\n")
+
+    def run(self, console=None):
         """Runs, or goes on with, the search.
 
         Under keras-tuner's distributed mode, which its environment variables turn on,
         the chief hands out trials and the workers run them.
+
+        Args:
+            console: `rich.console.Console` to show the progress on; None for silence.
+
+        Raises:
+            keras_fa.results.RunFolderError, keras_fa.datasets.DatasetNotFound, OSError:
+                Whatever would fail every trial. What fails one trial, a loss that is no
+                number above all, is recorded and does not stop the search.
         """
-        self.tuner.search()
+        self._console = console
+        try:
+            with warnings.catch_warnings():
+                # Of keras-tuner, where a trial's only score is NaN.
+                warnings.filterwarnings("ignore", "All-NaN axis", RuntimeWarning)
+                self._tuner.search()
+        except keras_tuner.errors.FatalError as error:
+            raise (error.__cause__ or error) from None
 
     def table(self):
         """What came of each trial.
@@ -233,8 +331,8 @@ class Search:
         import pandas as pd
 
         rows = []
-        for trial in self.tuner.oracle.trials.values():
-            summary = results.read_summary(self._folder(trial.trial_id))
+        for trial in self._oracle.trials.values():
+            summary = self._summary(trial.trial_id)
             status = summary["status"] if summary else "running"
             if summary is None and trial.status in ("FAILED", "INVALID"):
                 status = "failed"
@@ -254,14 +352,24 @@ class Search:
         ascending = self.direction == "min"
         return table.sort_values(self.objective, ascending=ascending, kind="stable")
 
+    def failures(self):
+        """`{trial: message}` of the trials that failed otherwise than by diverging."""
+        return {
+            trial.trial_id: trial.message
+            for trial in self._oracle.trials.values()
+            if trial.message
+            and results.read_summary(self._folder(trial.trial_id)) is None
+        }
+
     def best(self):
         """The configuration of the best trial.
 
         Raises:
             ValueError: If no trial has finished.
         """
-        found = self.tuner.oracle.get_best_trials(1)
-        if not found:
+        # keras-tuner fills up with trials that are not finished.
+        found = self._oracle.get_best_trials(1)
+        if not found or found[0].status != "COMPLETED":
             raise ValueError("No trial of this search has finished.")
         return configure(self.config, self.space, found[0].hyperparameters.copy())
 
@@ -269,11 +377,13 @@ class Search:
         """Writes all trials for TensorBoard's HParams page.
 
         Args:
-            folder: What `tensorboard --logdir` is to be given.
+            folder: What `tensorboard --logdir` is to be given; what was there before
+                goes.
         """
         import tensorflow as tf
         from tensorboard.plugins.hparams import api
 
+        shutil.rmtree(folder, ignore_errors=True)
         for row in self.table().to_dict("records"):
             values = {field: row[field] for field in self.space}
             with tf.summary.create_file_writer(f"{folder}/{row['trial']}").as_default():
@@ -284,8 +394,11 @@ class Search:
     def _folder(self, trial_id):
         return self.workdir / "trials" / trial_id
 
+    def _summary(self, trial_id):
+        return results.read_summary(self._folder(trial_id))
+
     def run_trial(self, trial):
-        """Runs one trial; returns the best value of its objective."""
+        """Runs one trial; returns the best value of its objective, or NaN."""
         parameters = trial.hyperparameters
         config = configure(self.config, self.space, parameters)
         if "tuner/epochs" in parameters.values:
@@ -295,12 +408,14 @@ class Search:
             extra.append(
                 StopEarly(self.objective, patience=self.patience, mode=self.direction)
             )
+        self._show(trial)
         folder = self._folder(trial.trial_id)
-        summary = experiment.run(config, folder, extra_callbacks=extra)
+        summary = experiment.run(
+            config, folder, progress=self._console is not None, extra_callbacks=extra
+        )
         if summary["status"] == "diverged":
-            raise keras_tuner.errors.FailedTrialError(
-                "The loss became NaN or infinite."
-            )
+            # Which makes keras-tuner count the trial as failed.
+            return math.nan
         lines = results.read_metrics(folder)
         readings = [line[self.objective] for line in lines if self.objective in line]
         if not readings:
@@ -310,6 +425,53 @@ class Search:
             )
         best = np.min if self.direction == "min" else np.max
         return float(best(np.asarray(readings, float)))
+
+    def _show(self, trial):
+        """A line for a trial that begins: its settings, and the time left of all."""
+        if self._console is None:
+            return
+        folders = sorted((self.workdir / "trials").glob("*"))
+        over = [s for s in map(results.read_summary, folders) if s is not None]
+        left = ""
+        if over:
+            seconds = sum(s["seconds"] for s in over) / sum(s["epochs"] for s in over)
+            if self._rounds is None:
+                epochs = statistics.mean(s["epochs"] for s in over)
+                epochs *= self.trials - len(over)
+            else:
+                epochs = sum(self._rounds[len(over) :]) * self.config.log_every
+            left = f", about {sweeps.duration(seconds * epochs)} of computing left"
+        values = trial.hyperparameters.values
+        settings = ", ".join(
+            f"{field.rsplit('.', 1)[-1]}={short(values[field])}"
+            for field in self.space
+            if field in values
+        )
+        self._console.print(
+            f"trial {trial.trial_id} ({len(over)} of {self.trials} over{left}): "
+            f"{settings}",
+            highlight=False,
+        )
+
+
+def short(value):
+    """A value for a table: a number to four digits, anything else as it is."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _hyperband_rounds(longest, factor=3):
+    """How long Hyperband trains each of its trials, in the order of its rounds.
+
+    Li et al. (2018), algorithm 1, with keras-tuner's numbers of trials.
+    """
+    rounds = []
+    brackets = range(int(math.log(longest, factor) + 1e-9) + 1)
+    for bracket in reversed(brackets):
+        last = math.ceil(1 + math.log(longest, factor)) / (bracket + 1)
+        for halvings in range(bracket, -1, -1):
+            size = math.ceil(last * factor**halvings)
+            rounds += size * [math.ceil(longest / factor**halvings)]
+    return rounds
 
 
 class _Tuner(keras_tuner.engine.base_tuner.BaseTuner):
@@ -323,4 +485,8 @@ class _Tuner(keras_tuner.engine.base_tuner.BaseTuner):
         super().__init__(oracle, directory=str(search.workdir), project_name="tuner")
 
     def run_trial(self, trial):
-        return {self._search.objective: self._search.run_trial(trial)}
+        try:
+            return {self._search.objective: self._search.run_trial(trial)}
+        except (results.RunFolderError, datasets.DatasetNotFound, OSError) as error:
+            # keras-tuner would go on and fail every other trial of the same cause.
+            raise keras_tuner.errors.FatalError(str(error)) from error

@@ -3,8 +3,8 @@ r"""Searches hyperparameters of a config with keras-tuner.
 Example:
     python trainers/tune.py --space=configs/tuning/digits.py --workdir=runs/tune_digits
 
-A search that was stopped goes on when the same command is given again. Several processes
-share one search in keras-tuner's distributed mode: the README shows how.
+A search that was stopped goes on when the same command is given again. Several
+processes share one search in keras-tuner's distributed mode: the README shows how.
 """
 
 import os
@@ -37,8 +37,8 @@ _SEED = flags.DEFINE_integer("seed", 0, "Seed of the search.", lower_bound=0)
 _CONFIRM = flags.DEFINE_bool(
     "confirm",
     True,
-    "Whether to run the best trial again as the file's `confirm` says: with other seeds, "
-    "and on other classes.",
+    "Whether to run the best trial again as the file's `confirm` says: with other "
+    "seeds and on other classes.",
 )
 flags.mark_flags_as_required(["space", "workdir"])
 
@@ -54,6 +54,7 @@ def main(argv):
     console = Console()
     workdir = pathlib.Path(_WORKDIR.value)
     try:
+        role = tuning.read_role()
         given = _read(pathlib.Path(_SPACE.value))
         search = tuning.Search(
             given["config"],
@@ -65,9 +66,11 @@ def main(argv):
             _SEED.value,
             given.get("patience"),
         )
-        search.run()
-        if os.environ.get("KERASTUNER_TUNER_ID", "chief") != "chief":
-            console.print("This worker is done; the chief has the results.")
+        if role == "chief":
+            console.print("This process hands out the trials; workers run them.")
+        search.run(console)
+        if role == "worker":
+            console.print("No trial is left for this worker; the chief reports.")
             return
         _report(search, workdir, console)
         if _CONFIRM.value and given.get("confirm"):
@@ -80,6 +83,7 @@ def main(argv):
         OSError,
         results.RunFolderError,
         datasets.DatasetNotFound,
+        RuntimeError,
     ) as error:
         sys.exit(f"error: {error}")
 
@@ -102,14 +106,19 @@ def _read(path):
 
 def _report(search, workdir, console):
     """The table of trials, the plot, and TensorBoard's page."""
-    from keras_fa import figures, results
+    from keras_fa import figures, results, tuning
 
     table = search.table()
     results.write_text(workdir / "trials.csv", table.to_csv(index=False))
-    shown = Table(*(str(column).rsplit(".", 1)[-1] for column in table.columns))
+    shown = Table()
+    for column in table.columns:
+        heading = column.rsplit(".", 1)[-1].replace("_", "\n")
+        shown.add_column(heading, overflow="fold")
     for row in table.itertuples(index=False):
-        shown.add_row(*(f"{v:.4g}" if isinstance(v, float) else str(v) for v in row))
+        shown.add_row(*map(tuning.short, row))
     console.print(shown)
+    for trial, message in search.failures().items():
+        console.print(f"trial {trial} failed: {message.strip().splitlines()[-1]}")
     figure = figures.search(
         table, search.objective, search.space, workdir / "search.png"
     )
@@ -125,8 +134,9 @@ def _confirm(search, axis, workdir, console):
 
     readings = []
     for cell in sweeps.cells(search.best(), [axis]):
-        summary = experiment.run(cell.config, workdir / "confirm" / cell.name)
-        lines = results.read_metrics(workdir / "confirm" / cell.name)
+        folder = workdir / "confirm" / cell.name
+        summary = experiment.run(cell.config, folder, progress=True)
+        lines = results.read_metrics(folder)
         readings.append(lines[-1].get(search.objective))
         value = "diverged" if summary["status"] == "diverged" else f"{readings[-1]:.4f}"
         console.print(f"best trial, {cell.name}: {search.objective} {value}")
