@@ -216,18 +216,21 @@ def search(table, objective, space, path):
     def draw(axis, field):
         if field == "best so far":
             best = np.minimum if objective.endswith("loss") else np.maximum
-            in_order = table.sort_values("trial")[objective]
-            axis.plot(best.accumulate(in_order), marker="o", markersize=3)
-            axis.set(xlabel="trials finished")
+            in_order = best.accumulate(table.sort_values("trial")[objective].to_numpy())
+            axis.step(range(1, len(in_order) + 1), in_order, where="post", marker="o")
+            axis.set(title=field, xlabel="trials finished")
         else:
             values = table[field]
-            values = values.astype(str) if "choices" in space[field] else values
+            if "choices" in space[field]:
+                choices = [str(choice) for choice in space[field]["choices"]]
+                values = [choices.index(str(value)) for value in values]
+                axis.set_xticks(range(len(choices)), choices)
             axis.scatter(values, table[objective], s=18)
-            axis.margins(x=0.05)
+            axis.margins(x=0.1)
             axis.set(xlabel=field)
             if space[field].get("log"):
                 axis.set_xscale("log")
-        axis.set(title=field.rsplit(".", 1)[-1], ylabel=objective)
+        axis.set(ylabel=objective)
 
     items = ["best so far", *space] if len(table) else []
     return grid(items, draw, path, legend="none")
