@@ -16,7 +16,6 @@ import warnings
 import keras
 import keras_tuner
 import ml_collections
-import numpy as np
 
 from keras_fa import config as configuration
 from keras_fa import datasets, experiment, results, sweeps
@@ -194,8 +193,10 @@ class Search:
             `tuner/`, what is searched in `search.json`.
         algorithm: "random", "hyperband" or "bayesian".
         trials: How many trials; Hyperband has as many as its rounds need.
-        objective: Key of the log lines, `val_accuracy` or `val_loss` say. The greater
-            the better, unless it ends in "loss".
+        objective: Key of the log lines, `val_accuracy` or `val_loss` say, whose last
+            value is a trial's score: settings whose accuracy breaks down after a good
+            epoch are no good settings. The greater the better, unless the key ends in
+            "loss".
         seed: Seed of the search.
         patience: Log lines without a better objective after which a trial is ended;
             None for never.
@@ -325,8 +326,8 @@ class Search:
 
         Returns:
             `pandas.DataFrame`, the best first: `trial`, `status` ("finished",
-            "diverged", "failed" or "running"), the objective (its best log line),
-            `epochs`, and a column for each field.
+            "diverged", "failed" or "running"), the objective, `epochs`, and a column
+            for each field.
         """
         import pandas as pd
 
@@ -398,7 +399,7 @@ class Search:
         return results.read_summary(self._folder(trial_id))
 
     def run_trial(self, trial):
-        """Runs one trial; returns the best value of its objective, or NaN."""
+        """Runs one trial; returns its objective, or NaN if it diverged."""
         parameters = trial.hyperparameters
         config = configure(self.config, self.space, parameters)
         if "tuner/epochs" in parameters.values:
@@ -416,15 +417,13 @@ class Search:
         if summary["status"] == "diverged":
             # Which makes keras-tuner count the trial as failed.
             return math.nan
-        lines = results.read_metrics(folder)
-        readings = [line[self.objective] for line in lines if self.objective in line]
-        if not readings:
+        last = results.read_metrics(folder)[-1]
+        if self.objective not in last:
             raise keras_tuner.errors.FatalValueError(
                 f"The runs do not log the objective {self.objective!r}. They log "
-                f"{', '.join(lines[-1])}."
+                f"{', '.join(last)}."
             )
-        best = np.min if self.direction == "min" else np.max
-        return float(best(np.asarray(readings, float)))
+        return last[self.objective]
 
     def _show(self, trial):
         """A line for a trial that begins: its settings, and the time left of all."""

@@ -4,8 +4,10 @@ Example:
     python trainers/launch.py --workers=2 -- python trainers/train.py \
         --strategy=multi_worker --config=configs/digits.py --workdir=runs/two_workers
 
-Each worker gets a TF_CONFIG of its own. On several machines set that variable by hand:
-the README shows how.
+Each worker gets a TF_CONFIG of its own. With --hosts it starts the one worker of this
+machine instead; the same command goes to all machines, by hand or with srun:
+
+    python trainers/launch.py --hosts=node1:12345,node2:12345 --index=0 -- python ...
 """
 
 import json
@@ -25,6 +27,18 @@ _WORKERS = flags.DEFINE_integer(
 _GRACE = flags.DEFINE_float(
     "grace", 60.0, "Seconds that the other workers have to stop when one has failed."
 )
+_HOSTS = flags.DEFINE_list(
+    "hosts",
+    None,
+    "host:port of every worker, the chief first, the same on all machines. A host "
+    "without a port gets 12345.",
+)
+_INDEX = flags.DEFINE_integer(
+    "index",
+    None,
+    "Which of --hosts this machine is, from 0; without it SLURM_PROCID, which srun sets.",
+    lower_bound=0,
+)
 
 
 def main(argv):
@@ -32,6 +46,12 @@ def main(argv):
     command = argv[1:]
     if not command:
         raise app.UsageError("Say what to start after --: see the example.")
+    if _HOSTS.value:
+        hosts = [h if ":" in h else f"{h}:12345" for h in _HOSTS.value]
+        environment = _environment(hosts, _index(len(hosts)))
+        os.execvpe(command[0], command, environment)
+    if _INDEX.value is not None:
+        raise app.UsageError("--index says which of --hosts this is; give both.")
     addresses = [f"localhost:{port}" for port in _free_ports(_WORKERS.value)]
     workers = [_start(command, addresses, index) for index in range(_WORKERS.value)]
     try:
@@ -46,6 +66,24 @@ def main(argv):
             worker.kill()
 
 
+def _index(count):
+    index = _INDEX.value
+    if index is None:
+        index = os.environ.get("SLURM_PROCID")
+        if index is None:
+            raise app.UsageError("Give --index with --hosts, or start it with srun.")
+        index = int(index)
+    if index >= count:
+        raise app.UsageError(f"Worker {index} of {count} --hosts: there is none.")
+    return index
+
+
+def _environment(addresses, index):
+    task = {"type": "worker", "index": index}
+    config = {"cluster": {"worker": addresses}, "task": task}
+    return {**os.environ, "TF_CONFIG": json.dumps(config)}
+
+
 def _free_ports(count):
     sockets = [socket.create_server(("localhost", 0)) for _ in range(count)]
     ports = [server.getsockname()[1] for server in sockets]
@@ -55,11 +93,9 @@ def _free_ports(count):
 
 
 def _start(command, addresses, index):
-    task = {"type": "worker", "index": index}
-    config = {"cluster": {"worker": addresses}, "task": task}
     worker = subprocess.Popen(
         command,
-        env={**os.environ, "TF_CONFIG": json.dumps(config)},
+        env=_environment(addresses, index),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -110,12 +110,11 @@ def _report(search, workdir, console):
 
     table = search.table()
     results.write_text(workdir / "trials.csv", table.to_csv(index=False))
-    shown = Table()
-    for column in table.columns:
-        heading = column.rsplit(".", 1)[-1].replace("_", "\n")
-        shown.add_column(heading, overflow="fold")
-    for row in table.itertuples(index=False):
-        shown.add_row(*map(tuning.short, row))
+    shown = Table("trial", "status", search.objective, "epochs", "settings")
+    for row in table.to_dict("records"):
+        fields = {field.rsplit(".", 1)[-1]: row.pop(field) for field in search.space}
+        settings = ", ".join(f"{k}={tuning.short(v)}" for k, v in fields.items())
+        shown.add_row(*map(tuning.short, row.values()), settings)
     console.print(shown)
     for trial, message in search.failures().items():
         console.print(f"trial {trial} failed: {message.strip().splitlines()[-1]}")
