@@ -321,7 +321,7 @@ def test_weight_decay_ends_after_its_epochs():
     assert decay_alone(13, **named) == [{0.75**10}, {1.0}]
 
 
-def test_extra_callbacks_see_every_period_before_the_others(tmp_path):
+def test_extra_callbacks_see_what_the_instruments_read(tmp_path):
     seen = []
 
     def add(epoch, logs):
@@ -331,7 +331,7 @@ def test_extra_callbacks_see_every_period_before_the_others(tmp_path):
     extra = keras.callbacks.LambdaCallback(on_epoch_end=add)
     config = digits(epochs=4, log_every=2, checkpoint_every=2)
     summary = experiment.run(config, tmp_path, extra_callbacks=[extra])
-    assert seen == [(0, True, False), (1, True, False)]
+    assert seen == [(0, True, True), (1, True, True)]
     log = results.read_metrics(tmp_path)
     assert [line.get("extra") for line in log] == [None, 0.0, 10.0]
     assert "drift/dense_1" in summary["final"]

@@ -36,7 +36,7 @@ _HOSTS = flags.DEFINE_list(
 _INDEX = flags.DEFINE_integer(
     "index",
     None,
-    "Which of --hosts this machine is, from 0; without it SLURM_PROCID, which srun sets.",
+    "Which of --hosts this machine is, from 0; without it SLURM_PROCID (set by srun).",
     lower_bound=0,
 )
 
