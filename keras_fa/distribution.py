@@ -240,14 +240,16 @@ def prepare(model):
     - a batch that is shared out unevenly counts each example once: the loss of a
       replica with n of N examples is weighed with n R / N, R the number of replicas
       (losses that are summed over the batch are right as they are);
+    - a replica that gets no example of a last, small batch adds nothing: alone, Keras's
+      BatchNorm would divide by zero there and fill the weights with NaN;
+    - BatchNorm normalises with the statistics of each replica's own part of the batch,
+      as Keras's does, but the moving statistics, which Keras lets drift apart, are
+      those of all replicas after every step: their mean, weighed by examples;
     - metrics and loss are built from one replica's part of a batch: Keras 3.15 takes
       the mean of all parts, and fails where their sizes differ, and on several workers
       always (keras issue 20585);
     - on several workers logs are reduced as the scalars that they are, which Keras also
       fails to do.
-
-    BatchNorm normalises with the statistics of each replica's own part of the batch, as
-    Keras's does.
 
     Args:
         model: A compiled Keras model, made in the strategy's scope.
@@ -285,26 +287,60 @@ def _is_multi_worker(strategy):
 
 
 def _weigh_by_examples(model, strategy):
-    """Weighs each replica's loss by its share of the examples of the batch."""
-    if getattr(model.loss, "reduction", None) == "sum":
-        return
-    replicas = strategy.num_replicas_in_sync
+    """Lets each replica count by its share of the examples of the batch."""
+    summed = getattr(model.loss, "reduction", None) == "sum"
     train_step, scale_loss = model.train_step, model.optimizer.scale_loss
     # Each replica of this process is traced in a thread of its own.
     replica = threading.local()
 
     def weighed_train_step(data):
         context = tf.distribute.get_replica_context()
-        size = tf.cast(tf.shape(tree.flatten(data)[0])[0], tf.float32)
-        total = context.all_reduce("SUM", size)
-        replica.weight = replicas * size / total
-        return train_step(data)
+        size = tf.shape(tree.flatten(data)[0])[0]
+        here = size > 0
+        examples = tf.cast(size, tf.float32)
+        share = examples / context.all_reduce("SUM", examples)
+        if summed:
+            replica.weight = tf.cast(here, tf.float32)
+        else:
+            replica.weight = share * strategy.num_replicas_in_sync
+        # A replica without examples computes on a row of zeros, and forgets it.
+        before = [tf.identity(variable) for variable in model.metrics_variables]
+        logs = train_step(tree.map_structure(_at_least_one_row, data))
+        for variable, value in zip(model.metrics_variables, before, strict=True):
+            variable.assign(tf.where(here, variable, value))
+        _share_moving_statistics(model, context, share)
+        return logs
 
     def weighed_scale_loss(loss):
         return scale_loss(loss) * tf.cast(replica.weight, loss.dtype)
 
     model.train_step = weighed_train_step
     model.optimizer.scale_loss = weighed_scale_loss
+
+
+def _at_least_one_row(value):
+    if value is None:
+        return None
+    size = tf.shape(value)[0]
+    rows = [[0, tf.maximum(size, 1) - size]]
+    return tf.pad(value, rows + [[0, 0]] * (len(value.shape) - 1))
+
+
+def _share_moving_statistics(model, context, share):
+    variables = [
+        variable
+        for layer in model._flatten_layers()
+        if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable
+        for variable in (layer.moving_mean, layer.moving_variance)
+    ]
+    if not variables:
+        return
+    # As one vector: one round of messages, however many layers there are.
+    own = tf.concat([tf.reshape(variable, [-1]) for variable in variables], 0)
+    shared = context.all_reduce("SUM", own * tf.cast(share, own.dtype))
+    sizes = [tf.size(variable) for variable in variables]
+    for variable, value in zip(variables, tf.split(shared, sizes), strict=True):
+        variable.assign(tf.reshape(value, variable.shape))
 
 
 def _build_from_one_replica(model, strategy):

@@ -72,9 +72,11 @@ def test_an_unknown_strategy_is_refused():
 
 def data(kind):
     random = np.random.default_rng(0)
-    shape = (8,) if kind == "mlp" else (18, 18, 3)
-    x = random.normal(size=(EXAMPLES, *shape)).astype("float32")
-    y = random.integers(0, 3, EXAMPLES)
+    # 49 examples leave one, of which the second replica gets nothing.
+    size = 49 if kind == "norm" else EXAMPLES
+    shape = (18, 18, 3) if kind == "lenet" else (8,)
+    x = random.normal(size=(size, *shape)).astype("float32")
+    y = random.integers(0, 3, size)
     options = tf.data.Options()
     policy = tf.data.experimental.AutoShardPolicy.DATA
     options.experimental_distribute.auto_shard_policy = policy
@@ -86,6 +88,16 @@ def network(kind, rule, loss=None):
     keras.utils.set_random_seed(0)
     if kind == "mlp":
         model = keras_fa.models.mlp((8,), (16,), 3, rule=rule)
+    elif kind == "norm":
+        model = keras.Sequential(
+            [
+                keras.Input((8,)),
+                keras.layers.BatchNormalization(name="first"),
+                keras_fa.layers.FeedbackDense(16, "relu", rule=rule),
+                keras.layers.BatchNormalization(name="second"),
+                keras_fa.layers.FeedbackDense(3, rule=rule),
+            ]
+        )
     else:
         model = keras_fa.models.lenet((18, 18, 3), 3, rule=rule)
     model.compile(
@@ -127,6 +139,39 @@ def test_two_replicas_and_a_partial_batch_equal_one_device(mirrored, rule):
     assert distribution.prepare(model) is model
     assert distribution.prepare(model) is model
     assert_same(train(model, batches), reference)
+
+
+def test_batch_norm_and_a_replica_without_examples(mirrored):
+    reference = network("norm", "fa")
+    reference.fit(data("norm"), epochs=EPOCHS, shuffle=False, verbose=0)
+    with mirrored.scope():
+        model = network("norm", "fa")
+    weights, logs, _ = train(distribution.prepare(model), data("norm"))
+    assert np.isfinite(weights).all()
+    assert logs["val_loss"] == logs["evaluate_loss"]
+    for name in ("first", "second"):
+        layer = model.get_layer(name)
+        for variable in (layer.moving_mean, layer.moving_variance):
+            both = mirrored.experimental_local_results(variable.value)
+            np.testing.assert_array_equal(*both)
+    # The first one sees the data themselves: its mean is that of whole batches.
+    np.testing.assert_allclose(
+        model.get_layer("first").moving_mean,
+        reference.get_layer("first").moving_mean,
+        rtol=0,
+        atol=1e-6,
+    )
+
+
+def test_a_frozen_batch_norm_keeps_its_statistics(mirrored):
+    with mirrored.scope():
+        model = network("norm", "fa")
+    layer = model.get_layer("first")
+    layer.moving_mean.assign(np.linspace(0.1, 0.7, 8))
+    layer.trainable = False
+    before = np.asarray(layer.moving_mean)
+    train(distribution.prepare(model), data("norm"))
+    np.testing.assert_array_equal(layer.moving_mean, before)
 
 
 def test_keras_alone_weighs_the_partial_batch_wrong(mirrored):
@@ -180,8 +225,8 @@ except Exception as error:
 else:
     unprepared = None
 found = {{"unprepared": unprepared}}
-for kind in ("mlp", "lenet"):
-    for rule in rules.NAMES:
+for kind in ("mlp", "lenet", "norm"):
+    for rule in rules.NAMES if kind != "norm" else ["fa"]:
         with strategy.scope():
             model = shared.network(kind, rule)
         weights, logs, predicted = shared.train(
@@ -228,6 +273,18 @@ def test_two_workers_equal_each_other_and_one_device(two_workers, kind, rule):
     assert first[1] == second[1]
     assert first[2].shape == (EXAMPLES, 3)
     assert_same(first, train(network(kind, rule), data(kind)))
+
+
+def test_batch_norm_of_two_workers_equals_two_replicas(two_workers, mirrored):
+    with mirrored.scope():
+        model = network("norm", "fa")
+    weights, logs, predicted = train(distribution.prepare(model), data("norm"))
+    for index in (0, 1):
+        arrays = np.load(two_workers / f"norm-fa-{index}.npz")
+        found = json.loads((two_workers / f"{index}.json").read_text())["norm-fa"]
+        assert_same(
+            (arrays["arr_0"], found, arrays["arr_1"]), (weights, logs, predicted)
+        )
 
 
 def test_keras_still_needs_the_mending(two_workers):
@@ -305,3 +362,48 @@ def test_the_command_line_explains_tf_config(tmp_path):
     assert "TF_CONFIG, which is not set" in failed.stderr
     assert "Traceback" not in failed.stderr
     assert not (tmp_path / "x").exists()
+
+
+def launch(*arguments, **environment):
+    return subprocess.run(
+        [sys.executable, "trainers/launch.py", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, **environment},
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment"),
+    [(["--index=1"], {}), ([], {"SLURM_PROCID": "1"})],
+)
+def test_the_worker_of_one_of_several_machines(arguments, environment):
+    command = ["--hosts=node1:2000,node2", *arguments, "--", "printenv", "TF_CONFIG"]
+    started = launch(*command, **environment)
+    assert json.loads(started.stdout) == {
+        "cluster": {"worker": ["node1:2000", "node2:12345"]},
+        "task": {"type": "worker", "index": 1},
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        (["--hosts=a,b", "--index=2", "--", "true"], "Worker 2 of 2 --hosts"),
+        (["--hosts=a,b", "--", "true"], "Give --index with --hosts"),
+        (["--index=1", "--", "true"], "give both"),
+        ([], "Say what to start"),
+    ],
+)
+def test_the_launcher_says_what_it_needs(arguments, match):
+    failed = launch(*arguments)
+    assert failed.returncode == 1
+    assert match in failed.stdout + failed.stderr
+
+
+def test_a_failed_worker_is_the_launchers_exit_code():
+    command = 'case "$TF_CONFIG" in *\'"index": 1\'*) exit 3;; esac'
+    assert launch("--workers=2", "--", "sh", "-c", command).returncode == 3
+    assert launch("--workers=2", "--", "true").returncode == 0
