@@ -1,8 +1,11 @@
-"""Measures costs, as ratios taken interleaved in one process.
+r"""Measures costs, as ratios taken interleaved in one process.
 
 Example:
     python trainers/benchmark.py --what=instruments --rounds=15
     python trainers/benchmark.py --what=full_batch --rounds=200
+    python trainers/benchmark.py --what=mirrored
+    python trainers/launch.py --workers=2 -- python trainers/benchmark.py \
+        --what=multi_worker
 
 instruments: for the LeNet of the papers on random images, an epoch of `model.fit` with
 `WeightAlignment` and `Conservation` against one without, and a reading of
@@ -11,6 +14,10 @@ instruments: for the LeNet of the papers on random images, an epoch of `model.fi
 full_batch: a noisy-MNIST run of `configs/noisy_mnist.py` with all its logs, against
 compiled loops that do nothing but the same number of training steps, once as
 TensorFlow compiles a loop and once with XLA.
+
+mirrored, multi_worker: an epoch of `model.fit` of LeNet and of 784-1000-10 under the
+strategy against one without, of the same batches. mirrored has one device here;
+multi_worker needs workers, which trainers/launch.py starts, and the chief measures.
 """
 
 import os
@@ -34,9 +41,9 @@ from rich.table import Table
 _WHAT = flags.DEFINE_enum(
     "what",
     "instruments",
-    ["instruments", "full_batch"],
+    ["instruments", "full_batch", "mirrored", "multi_worker"],
     "instruments: what readings cost a LeNet; full_batch: a noisy-MNIST run against "
-    "bare compiled loops.",
+    "bare compiled loops; mirrored, multi_worker: what a strategy costs.",
 )
 _WIDTH = flags.DEFINE_integer("width", 100, "Hidden units of full_batch.", 1)
 _RULE = flags.DEFINE_string("rule", "fa", "Feedback rule of full_batch.")
@@ -167,7 +174,76 @@ def full_batch(rounds, width, rule):
     return seconds
 
 
+def strategies(name, rounds, images, batch_size):
+    """Costs of a strategy.
+
+    Args:
+        name: The name of the strategy.
+        rounds: Measurements of each kind, interleaved.
+        images: Images an epoch.
+        batch_size: Images a step, over all replicas.
+
+    Returns:
+        Dict from what was measured to the list of its seconds, one for each round; None
+        on workers other than the chief.
+    """
+    from keras_fa import distribution
+
+    strategy = distribution.get_strategy(name)
+    chief = name != "multi_worker" or distribution.read_cluster()[1] == 0
+
+    import keras
+    import numpy as np
+    import tensorflow as tf
+
+    from keras_fa import models
+
+    random = np.random.default_rng(0)
+    y = random.integers(0, 10, images)
+    options = tf.data.Options()
+    policy = tf.data.experimental.AutoShardPolicy.DATA
+    options.experimental_distribute.auto_shard_policy = policy
+
+    def fit(model, x):
+        batches = tf.data.Dataset.from_tensor_slices((x, y)).batch(batch_size)
+        batches = batches.with_options(options)
+        start = time.perf_counter()
+        model.fit(batches, verbose=0)
+        return time.perf_counter() - start
+
+    makers = {
+        "LeNet": (lambda: models.lenet((32, 32, 3), 10, rule="fa"), (32, 32, 3)),
+        "MLP": (lambda: models.mlp((784,), (1000,), 10, rule="fa"), (784,)),
+    }
+    seconds = {}
+    for network, (make, shape) in makers.items():
+        x = random.normal(size=(images, *shape)).astype("float32")
+        trained = {}
+        scopes = {"default": tf.distribute.get_strategy(), name: strategy}
+        for kind, one in scopes.items():
+            with one.scope():
+                trained[kind] = make()
+                trained[kind].compile(
+                    "sgd",
+                    keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+                    jit_compile=False,
+                )
+        distribution.prepare(trained[name])
+        for repetition in range(rounds + 1):
+            for kind, model in trained.items():
+                # The other workers wait for the chief in the epoch that they share.
+                if chief or kind != "default":
+                    taken = fit(model, x)
+                if chief and repetition:  # the first round traces
+                    seconds.setdefault(f"{network}, {kind}", []).append(taken)
+    return seconds if chief else None
+
+
 _AGAINST = {
+    "LeNet, mirrored": "LeNet, default",
+    "MLP, mirrored": "MLP, default",
+    "LeNet, multi_worker": "LeNet, default",
+    "MLP, multi_worker": "MLP, default",
     "epoch with both": "plain epoch",
     "reading both": "plain epoch",
     "gradient alignment": "plain step",
@@ -184,8 +260,12 @@ def main(argv):
         sys.exit("error: --batch_size is larger than --images.")
     if _WHAT.value == "instruments":
         seconds = instruments(_ROUNDS.value, _IMAGES.value, _BATCH.value)
-    else:
+    elif _WHAT.value == "full_batch":
         seconds = full_batch(_ROUNDS.value, _WIDTH.value, _RULE.value)
+    else:
+        seconds = strategies(_WHAT.value, _ROUNDS.value, _IMAGES.value, _BATCH.value)
+        if seconds is None:
+            return
     table = Table("what", "median ms", "quartiles ms", "ratio", "to")
     for name, values in seconds.items():
         low, median, high = (1000 * q for q in statistics.quantiles(values, n=4))
