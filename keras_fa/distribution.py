@@ -303,12 +303,15 @@ def _weigh_by_examples(model, strategy):
             replica.weight = tf.cast(here, tf.float32)
         else:
             replica.weight = share * strategy.num_replicas_in_sync
+        norms = [layer for layer in model._flatten_layers() if _is_local_norm(layer)]
+        if not norms:
+            return train_step(data)
         # A replica without examples computes on a row of zeros, and forgets it.
         before = [tf.identity(variable) for variable in model.metrics_variables]
         logs = train_step(tree.map_structure(_at_least_one_row, data))
         for variable, value in zip(model.metrics_variables, before, strict=True):
             variable.assign(tf.where(here, variable, value))
-        _share_moving_statistics(model, context, share)
+        _share_moving_statistics(norms, context, share)
         return logs
 
     def weighed_scale_loss(loss):
@@ -316,6 +319,11 @@ def _weigh_by_examples(model, strategy):
 
     model.train_step = weighed_train_step
     model.optimizer.scale_loss = weighed_scale_loss
+
+
+def _is_local_norm(layer):
+    norm = isinstance(layer, keras.layers.BatchNormalization)
+    return norm and layer.trainable and not layer.synchronized
 
 
 def _at_least_one_row(value):
@@ -326,15 +334,12 @@ def _at_least_one_row(value):
     return tf.pad(value, rows + [[0, 0]] * (len(value.shape) - 1))
 
 
-def _share_moving_statistics(model, context, share):
+def _share_moving_statistics(norms, context, share):
     variables = [
         variable
-        for layer in model._flatten_layers()
-        if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable
+        for layer in norms
         for variable in (layer.moving_mean, layer.moving_variance)
     ]
-    if not variables:
-        return
     # As one vector: one round of messages, however many layers there are.
     own = tf.concat([tf.reshape(variable, [-1]) for variable in variables], 0)
     shared = context.all_reduce("SUM", own * tf.cast(share, own.dtype))

@@ -88,13 +88,14 @@ def network(kind, rule, loss=None):
     keras.utils.set_random_seed(0)
     if kind == "mlp":
         model = keras_fa.models.mlp((8,), (16,), 3, rule=rule)
-    elif kind == "norm":
+    elif kind in ("norm", "synchronized norm"):
+        together = kind == "synchronized norm"
         model = keras.Sequential(
             [
                 keras.Input((8,)),
-                keras.layers.BatchNormalization(name="first"),
+                keras.layers.BatchNormalization(name="first", synchronized=together),
                 keras_fa.layers.FeedbackDense(16, "relu", rule=rule),
-                keras.layers.BatchNormalization(name="second"),
+                keras.layers.BatchNormalization(name="second", synchronized=together),
                 keras_fa.layers.FeedbackDense(3, rule=rule),
             ]
         )
@@ -161,6 +162,13 @@ def test_batch_norm_and_a_replica_without_examples(mirrored):
         rtol=0,
         atol=1e-6,
     )
+
+
+def test_synchronized_batch_norm_equals_one_device(mirrored):
+    reference = train(network("norm", "fa"), data("norm"))
+    with mirrored.scope():
+        model = network("synchronized norm", "fa")
+    assert_same(train(distribution.prepare(model), data("norm")), reference)
 
 
 def test_a_frozen_batch_norm_keeps_its_statistics(mirrored):
