@@ -34,7 +34,7 @@ th, td { padding: .28rem .8rem .28rem 0; text-align: right; white-space: nowrap;
 th { font-weight: 600; border-bottom-color: var(--faint); }
 th:first-child, td:first-child { text-align: left; }
 td.words, th.words { text-align: left; white-space: normal; }
-figure { margin: 1.2rem 0; } figure img { max-width: 100%; height: auto; }
+figure { margin: 1.2rem 0; } figure img { max-width: 100%; max-height: 18rem; }
 figcaption, .caption { color: var(--faint); font-size: .9rem; margin: 1.6rem 0 .4rem; }
 .yes { color: var(--good); } .no { color: var(--bad); } .open { color: var(--open); }
 .partial { background: #fff7dd; border-left: 4px solid #e0b400; padding: .6rem .9rem;
@@ -73,7 +73,7 @@ cells of the grid are not finished, and all numbers are from those that are.
 {% for caption, frame in s.tables.items() %}
 <p class="caption">{{ caption }}</p>
 <div class="scroll"><table>
-<tr>{% for c in frame.columns %}<th>{{ c }}</th>{% endfor %}</tr>
+<tr>{% for c in frame.columns %}<th>{{ c|replace('_', ' ') }}</th>{% endfor %}</tr>
 {% for row in frame.itertuples(index=False) %}
 <tr>{% for v in row %}<td>{{ v }}</td>{% endfor %}</tr>
 {% endfor %}

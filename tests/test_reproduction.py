@@ -103,6 +103,7 @@ def test_differences_are_in_combined_standard_errors():
         (22.31, 13.2, "22 ± 13"),
         (5.0, math.nan, "5"),
         (1.0, 0.0, "1"),
+        (1.0, 8e-17, "1"),
     ],
 )
 def test_numbers_have_the_digits_that_their_error_allows(mean, error, text):
