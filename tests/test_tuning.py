@@ -6,6 +6,7 @@ import os
 import pathlib
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -320,9 +321,11 @@ def test_killed_and_shared_searches_end_like_an_undisturbed_one(tmp_path, space)
     assert not (tmp_path / "killed" / "trials" / "3").exists()
 
     # Gone on with by a chief and two workers.
-    with_port = {"KERASTUNER_ORACLE_IP": "127.0.0.1", "KERASTUNER_ORACLE_PORT": "8737"}
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = str(server.getsockname()[1])
+    oracle = {"KERASTUNER_ORACLE_IP": "127.0.0.1", "KERASTUNER_ORACLE_PORT": port}
     shared = [
-        start(space, tmp_path / "killed", 4, KERASTUNER_TUNER_ID=name, **with_port)
+        start(space, tmp_path / "killed", 4, KERASTUNER_TUNER_ID=name, **oracle)
         for name in ("chief", "tuner0", "tuner1")
     ]
     for process in shared:
