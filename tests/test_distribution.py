@@ -268,6 +268,7 @@ def two_workers(tmp_path_factory):
     return folder
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("rule", rules.NAMES)
 @pytest.mark.parametrize("kind", ["mlp", "lenet"])
 def test_two_workers_equal_each_other_and_one_device(two_workers, kind, rule):
@@ -283,6 +284,7 @@ def test_two_workers_equal_each_other_and_one_device(two_workers, kind, rule):
     assert_same(first, train(network(kind, rule), data(kind)))
 
 
+@pytest.mark.processes
 def test_batch_norm_of_two_workers_equals_two_replicas(two_workers, mirrored):
     with mirrored.scope():
         model = network("norm", "fa")
@@ -295,6 +297,7 @@ def test_batch_norm_of_two_workers_equals_two_replicas(two_workers, mirrored):
         )
 
 
+@pytest.mark.processes
 def test_keras_still_needs_the_mending(two_workers):
     for index in (0, 1):
         found = json.loads((two_workers / f"{index}.json").read_text())
@@ -310,6 +313,7 @@ def _workers_of(launcher):
     return [int(pid) for pid in path.read_text().split()]
 
 
+@pytest.mark.processes
 def test_a_killed_worker_ends_the_others_and_all_resume(tmp_path):
     arguments = [
         *("--config=configs/digits.py", "--config.epochs=40", "--nofigures"),

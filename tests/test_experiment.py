@@ -111,6 +111,7 @@ def test_rules_share_data_and_initial_weights(tmp_path):
             np.testing.assert_array_equal(own, other)
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(
     ("rule", "stop"), [("fa", signal.SIGKILL), ("sign_fa", signal.SIGINT)]
 )

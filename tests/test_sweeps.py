@@ -632,6 +632,7 @@ def begin():
         process.stdout.close()
 
 
+@pytest.mark.processes
 def test_killed_and_shared_by_two_equals_undisturbed(tmp_path, begin):
     axes = [{"seed": [0, 1, 2]}]
     cells = names(axes)

@@ -298,6 +298,7 @@ def start(space, workdir, trials, **environment):
     )
 
 
+@pytest.mark.processes
 def test_killed_and_shared_searches_end_like_an_undisturbed_one(tmp_path, space):
     plain = start(space, tmp_path / "plain", 4)
     output = plain.communicate(timeout=300)[0]
