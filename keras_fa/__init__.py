@@ -7,6 +7,7 @@ from keras_fa import gradients, layers, models, optimizers, rules
 # Rooms that bring a data set library or a plotting library load on first use.
 _LAZY = (
     "analysis",
+    "benchmarks",
     "callbacks",
     "datasets",
     "distribution",

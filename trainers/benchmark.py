@@ -1,32 +1,38 @@
-r"""Measures costs, as ratios taken interleaved in one process.
+r"""Measures costs, as ratios taken in turn in one process.
 
-Example:
-    python trainers/benchmark.py --what=instruments --rounds=15
-    python trainers/benchmark.py --what=full_batch --rounds=200
+Examples:
+    python trainers/benchmark.py
+    python trainers/benchmark.py --what=steps --workloads=lenet128 --jit=off,on \
+        --peer=biotorch --peer_python=benchmarks/.venv/bin/python
     python trainers/benchmark.py --what=mirrored
     python trainers/launch.py --workers=2 -- python trainers/benchmark.py \
         --what=multi_worker
 
-instruments: for the LeNet of the papers on random images, an epoch of `model.fit` with
-`WeightAlignment` and `Conservation` against one without, and a reading of
-`GradientAlignment` on one batch against one plain training step on it.
+steps: a training step of each workload under each rule, against the same network of
+stock Keras layers, beside the rate of a large matrix product. --peer adds the same
+steps in another library: benchmarks/README.md says how to set that up.
 
-full_batch: a noisy-MNIST run of `configs/noisy_mnist.py` with all its logs, against
-compiled loops that do nothing but the same number of training steps, once as
-TensorFlow compiles a loop and once with XLA.
+memory: weights, feedback and optimizer state, and the most memory held.
 
-mirrored, multi_worker: an epoch of `model.fit` of LeNet and of 784-1000-10 under the
-strategy against one without, of the same batches. mirrored has one device here;
-multi_worker needs workers, which trainers/launch.py starts, and the chief measures.
+full_batch: a noisy-MNIST run with all its logs against loops of bare steps.
+
+epochs: an epoch of model.fit and of a run against bare steps.
+
+pipelines: the input of CIFAR-100 and Tiny-ImageNet against the steps that eat it.
+
+start: what import keras_fa adds to import keras.
+
+instruments: what readings cost a LeNet.
+
+mirrored, multi_worker: an epoch of model.fit under the strategy against one without.
+multi_worker needs workers, which trainers/launch.py starts, and the chief reports.
 """
 
+import json
 import os
 import pathlib
-import runpy
-import statistics
+import subprocess
 import sys
-import tempfile
-import time
 
 # Quietens TensorFlow's start-up notices; errors still show.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -34,250 +40,244 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 # long without it.
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
-from absl import app, flags
+from absl import app, flags, logging
 from rich.console import Console
 from rich.table import Table
 
-_WHAT = flags.DEFINE_enum(
+_KINDS = (
+    *("steps", "memory", "full_batch", "epochs", "pipelines", "start"),
+    *("instruments", "mirrored", "multi_worker"),
+)
+_NETWORKS = ("mlp", "lenet128", "lenet1024", "resnet18")
+_RULES = ("stock", "backprop", "fa", "ada_fa", "sign_fa")
+
+_WHAT = flags.DEFINE_multi_enum(
     "what",
-    "instruments",
-    ["instruments", "full_batch", "mirrored", "multi_worker"],
-    "instruments: what readings cost a LeNet; full_batch: a noisy-MNIST run against "
-    "bare compiled loops; mirrored, multi_worker: what a strategy costs.",
+    ["steps", "memory", "full_batch"],
+    _KINDS,
+    "What to measure; may be given several times. See above.",
+)
+_WORKLOADS = flags.DEFINE_list(
+    "workloads", list(_NETWORKS), f"For steps and memory, of {', '.join(_NETWORKS)}."
+)
+_FEEDBACK = flags.DEFINE_list(
+    "rules",
+    ["stock", "backprop", "fa", "sign_fa"],
+    f"For steps and memory, of {', '.join(_RULES)}; stock is Keras's own layers.",
+)
+_JIT = flags.DEFINE_list(
+    "jit", ["off"], "For steps and memory: off, on, or both, with XLA or without."
+)
+_ROUNDS = flags.DEFINE_integer(
+    "rounds", 21, "Measurements of each kind.", lower_bound=3
 )
 _WIDTH = flags.DEFINE_integer("width", 100, "Hidden units of full_batch.", 1)
-_RULE = flags.DEFINE_string("rule", "fa", "Feedback rule of full_batch.")
-_ROUNDS = flags.DEFINE_integer("rounds", 9, "Measurements of each kind.", 3)
-_IMAGES = flags.DEFINE_integer("images", 5000, "Images an epoch.", 128)
-_BATCH = flags.DEFINE_integer("batch_size", 128, "Images a step.", 1)
-
-
-def instruments(rounds, images, batch_size):
-    """Costs of the instruments on a LeNet.
-
-    Args:
-        rounds: Measurements of each kind, interleaved.
-        images: Images an epoch.
-        batch_size: Images a step.
-
-    Returns:
-        Dict from what was measured to the list of its seconds, one for each round.
-    """
-    import keras
-    import numpy as np
-
-    from keras_fa import analysis, callbacks, models
-
-    random = np.random.default_rng(0)
-    x = random.normal(size=(images, 32, 32, 3)).astype("float32")
-    y = random.integers(0, 10, images)
-    model = models.lenet((32, 32, 3), 10, rule="fa")
-    model.compile(
-        "sgd",
-        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        jit_compile=False,
-    )
-    alignment = callbacks.WeightAlignment()
-    conservation = callbacks.Conservation()
-    gradient = analysis.GradientAlignment(model)
-    batch = x[:batch_size], y[:batch_size]
-
-    def fit(*instruments):
-        model.fit(x, y, batch_size, callbacks=list(instruments), verbose=0)
-
-    def read():
-        for instrument in (alignment, conservation):
-            instrument.read()
-
-    fit(alignment, conservation)
-    work = {
-        "plain epoch": fit,
-        "epoch with both": lambda: fit(alignment, conservation),
-        "reading both": read,
-        "plain step": lambda: model.train_on_batch(*batch),
-        "gradient alignment": lambda: gradient(*batch),
-    }
-    seconds = {name: [] for name in work}
-    for repetition in range(rounds + 1):
-        for name, call in work.items():
-            start = time.perf_counter()
-            call()
-            if repetition:  # the first round traces
-                seconds[name].append(time.perf_counter() - start)
-    return seconds
-
-
-def full_batch(rounds, width, rule):
-    """Costs of a noisy-MNIST run beyond its training steps.
-
-    Args:
-        rounds: Log periods to measure.
-        width: Hidden units.
-        rule: Feedback rule.
-
-    Returns:
-        Dict from what was measured to the list of its seconds, one for each log period.
-    """
-    import keras
-    import tensorflow as tf
-
-    from keras_fa import experiment
-
-    path = pathlib.Path(__file__).parents[1] / "configs" / "noisy_mnist.py"
-    config = runpy.run_path(str(path))["get_config"]()
-    config.model.hidden_units = (width,)
-    config.rule = rule
-    steps = config.log_every
-    config.epochs = (rounds + 2) * steps
-    dataset = experiment.load(config)
-    x, y = (tf.constant(array) for array in dataset.arrays("train"))
-
-    def bare_loop(jit_compile):
-        model = experiment.build(config, dataset)
-
-        @tf.function(jit_compile=jit_compile)
-        def step():
-            with tf.GradientTape() as tape:
-                loss = model.loss(y, model(x, training=True))
-            variables = model.trainable_variables
-            model.optimizer.apply(tape.gradient(loss, variables), variables)
-
-        @tf.function
-        def loop():
-            for _ in tf.range(steps):
-                step()
-
-        return loop
-
-    loops = {"bare loop": bare_loop(False), "bare loop, XLA": bare_loop(True)}
-    seconds = {name: [] for name in [*loops, "run"]}
-
-    class Interleave(keras.callbacks.Callback):
-        """Lets the bare loops run between the log periods of the run."""
-
-        end = None
-
-        def on_epoch_begin(self, epoch, logs=None):
-            start = time.perf_counter()
-            # The first periods trace.
-            if epoch > 1:
-                seconds["run"].append(start - self.end)
-            for name, loop in loops.items():
-                start = time.perf_counter()
-                loop()
-                if epoch > 1:
-                    seconds[name].append(time.perf_counter() - start)
-            self.end = time.perf_counter()
-
-    with tempfile.TemporaryDirectory() as folder:
-        experiment.run(config, f"{folder}/run", extra_callbacks=[Interleave()])
-    return seconds
-
-
-def strategies(name, rounds, images, batch_size):
-    """Costs of a strategy.
-
-    Args:
-        name: The name of the strategy.
-        rounds: Measurements of each kind, interleaved.
-        images: Images an epoch.
-        batch_size: Images a step, over all replicas.
-
-    Returns:
-        Dict from what was measured to the list of its seconds, one for each round; None
-        on workers other than the chief.
-    """
-    from keras_fa import distribution
-
-    strategy = distribution.get_strategy(name)
-    chief = name != "multi_worker" or distribution.read_cluster()[1] == 0
-
-    import keras
-    import numpy as np
-    import tensorflow as tf
-
-    from keras_fa import models
-
-    random = np.random.default_rng(0)
-    y = random.integers(0, 10, images)
-    options = tf.data.Options()
-    policy = tf.data.experimental.AutoShardPolicy.DATA
-    options.experimental_distribute.auto_shard_policy = policy
-
-    def fit(model, x):
-        batches = tf.data.Dataset.from_tensor_slices((x, y)).batch(batch_size)
-        batches = batches.with_options(options)
-        start = time.perf_counter()
-        model.fit(batches, verbose=0)
-        return time.perf_counter() - start
-
-    makers = {
-        "LeNet": (lambda: models.lenet((32, 32, 3), 10, rule="fa"), (32, 32, 3)),
-        "MLP": (lambda: models.mlp((784,), (1000,), 10, rule="fa"), (784,)),
-    }
-    seconds = {}
-    for network, (make, shape) in makers.items():
-        x = random.normal(size=(images, *shape)).astype("float32")
-        trained = {}
-        scopes = {"default": tf.distribute.get_strategy(), name: strategy}
-        for kind, one in scopes.items():
-            with one.scope():
-                trained[kind] = make()
-                trained[kind].compile(
-                    "sgd",
-                    keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-                    jit_compile=False,
-                )
-        distribution.prepare(trained[name])
-        for repetition in range(rounds + 1):
-            for kind, model in trained.items():
-                # The other workers wait for the chief in the epoch that they share.
-                if chief or kind != "default":
-                    taken = fit(model, x)
-                if chief and repetition:  # the first round traces
-                    seconds.setdefault(f"{network}, {kind}", []).append(taken)
-    return seconds if chief else None
-
-
-_AGAINST = {
-    "LeNet, mirrored": "LeNet, default",
-    "MLP, mirrored": "MLP, default",
-    "LeNet, multi_worker": "LeNet, default",
-    "MLP, multi_worker": "MLP, default",
-    "epoch with both": "plain epoch",
-    "reading both": "plain epoch",
-    "gradient alignment": "plain step",
-    "bare loop, XLA": "bare loop",
-    "run": "bare loop",
-}
+_RULE = flags.DEFINE_enum("rule", "fa", _RULES[1:], "Feedback rule of full_batch.")
+_IMAGES = flags.DEFINE_integer(
+    "images", 5000, "Images an epoch of instruments and strategies.", 128
+)
+_BATCH = flags.DEFINE_integer(
+    "batch_size", 128, "Images a step of instruments and strategies.", 1
+)
+_PEER = flags.DEFINE_enum(
+    "peer", None, ["biotorch"], "Library to measure beside ours, for steps."
+)
+_PEER_PYTHON = flags.DEFINE_string(
+    "peer_python",
+    "benchmarks/.venv/bin/python",
+    "The Python interpreter that has it.",
+)
+_OUTPUT = flags.DEFINE_string("output", None, "JSON file for all numbers.")
+_PROFILE = flags.DEFINE_string(
+    "profile",
+    None,
+    "Folder for a TensorBoard trace of ten steps of the first of --workloads under the "
+    "last of --rules, instead of measuring.",
+)
+_MEMORY_OF = flags.DEFINE_list(
+    "memory_of", None, "Workload, rule, off or on: what memory starts for each."
+)
 
 
 def main(argv):
-    """Prints the table of medians, spreads and ratios."""
+    """Measures what the flags say, and prints the tables."""
     if len(argv) > 1:
         raise app.UsageError(f"Unexpected arguments: {' '.join(argv[1:])}")
+    if not flags.FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.WARNING)
+    for given, known in (
+        (_WORKLOADS, _NETWORKS),
+        (_FEEDBACK, _RULES),
+        (_JIT, ("off", "on")),
+    ):
+        wrong = sorted(set(given.value) - set(known))
+        if wrong or not given.value:
+            raise app.UsageError(
+                f"--{given.name} takes some of {', '.join(known)}, not "
+                f"{', '.join(wrong) or 'nothing'}."
+            )
     if _BATCH.value > _IMAGES.value:
-        sys.exit("error: --batch_size is larger than --images.")
-    if _WHAT.value == "instruments":
-        seconds = instruments(_ROUNDS.value, _IMAGES.value, _BATCH.value)
-    elif _WHAT.value == "full_batch":
-        seconds = full_batch(_ROUNDS.value, _WIDTH.value, _RULE.value)
-    else:
-        seconds = strategies(_WHAT.value, _ROUNDS.value, _IMAGES.value, _BATCH.value)
-        if seconds is None:
+        raise app.UsageError("--batch_size is larger than --images.")
+    if _MEMORY_OF.value:
+        from keras_fa import benchmarks
+
+        name, rule, jit = _MEMORY_OF.value
+        print(json.dumps(benchmarks.memory(name, rule, jit == "on")))
+        return
+    if _PROFILE.value:
+        _profile()
+        return
+    from keras_fa import datasets
+
+    try:
+        _measure()
+    except (datasets.DatasetNotFound, OSError, RuntimeError) as error:
+        sys.exit(f"error: {error}")
+
+
+def _measure():
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=140)
+    found = {"command": sys.argv[1:]}
+    for what in _WHAT.value:
+        if what == "memory":
+            rows = _memory()
+        elif what == "steps":
+            rows = _steps(found)
+        else:
+            rows = _other(what)
+        if rows is None:  # a worker that is not the chief
             return
-    table = Table("what", "median ms", "quartiles ms", "ratio", "to")
-    for name, values in seconds.items():
-        low, median, high = (1000 * q for q in statistics.quantiles(values, n=4))
-        base = _AGAINST.get(name)
-        ratio = ""
-        if base is not None:
-            pairs = zip(values, seconds[base], strict=True)
-            ratio = f"{statistics.median(a / b for a, b in pairs):.4f}"
-        table.add_row(
-            name, f"{median:.2f}", f"{low:.2f} to {high:.2f}", ratio, base or ""
+        found[what] = rows
+        console.print(_table(what, rows))
+    from keras_fa import benchmarks, results
+
+    found["machine"] = benchmarks.machine()
+    console.print(", ".join(f"{k} {v}" for k, v in found["machine"].items()))
+    if _OUTPUT.value:
+        results.write_text(_OUTPUT.value, results.to_json(found) + "\n")
+
+
+def _steps(found):
+    from keras_fa import benchmarks
+
+    peer = None
+    if _PEER.value:
+        script = pathlib.Path(__file__).parents[1] / "benchmarks"
+        peer = benchmarks.Peer(
+            script / f"{_PEER.value}_peer.py",
+            _PEER_PYTHON.value,
+            len(os.sched_getaffinity(0)),
         )
-    Console().print(table)
+        found["peer"] = peer.versions
+    jit = [value == "on" for value in _JIT.value]
+    try:
+        return [
+            row
+            for name in _WORKLOADS.value
+            for row in benchmarks.steps(name, _FEEDBACK.value, jit, _ROUNDS.value, peer)
+        ]
+    finally:
+        if peer is not None:
+            peer.close()
+
+
+def _memory():
+    rows = []
+    for name in _WORKLOADS.value:
+        for jit in _JIT.value:
+            for rule in _FEEDBACK.value:
+                done = subprocess.run(
+                    [sys.executable, __file__, f"--memory_of={name},{rule},{jit}"],
+                    env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"},
+                    capture_output=True,
+                    text=True,
+                    check=True,
+                )
+                row = json.loads(done.stdout.splitlines()[-1])
+                rows.append({"workload": name, "rule": rule, "jit": jit, **row})
+    return rows
+
+
+def _other(what):
+    from keras_fa import benchmarks
+
+    rounds = _ROUNDS.value
+    if what == "full_batch":
+        return benchmarks.full_batch(rounds, _WIDTH.value, _RULE.value)
+    if what == "epochs":
+        rows = []
+        for label, name, fields in (
+            ("LeNet", "cifar100_lenet", {"batch_size": 128}),
+            ("MLP", "song_mnist", {}),
+        ):
+            for row in benchmarks.epochs(name, rounds, **fields):
+                rows.append({**row, "what": f"{label}, {row['what']}"})
+        return rows
+    if what == "pipelines":
+        return benchmarks.pipelines(rounds)
+    if what == "start":
+        return benchmarks.start(rounds)
+    sizes = (_IMAGES.value, _BATCH.value)
+    if what == "instruments":
+        return benchmarks.instruments(rounds, *sizes)
+    return benchmarks.strategies(what, rounds, *sizes)
+
+
+def _profile():
+    import tensorflow as tf
+
+    from keras_fa import benchmarks
+
+    workload = benchmarks.WORKLOADS[_WORKLOADS.value[0]]
+    step = benchmarks.step(
+        workload.make(_FEEDBACK.value[-1]),
+        *workload.batch_of(),
+        _JIT.value[0] == "on",
+    )
+    for _ in range(3):
+        step()
+    tf.profiler.experimental.start(_PROFILE.value)
+    for _ in range(10):
+        step()
+    tf.profiler.experimental.stop()
+    print(f"tensorboard --logdir={_PROFILE.value}")
+
+
+def _table(title, rows):
+    """Times as medians and quartiles, ratios likewise, memory in MiB."""
+    columns = {}
+    for row in rows:
+        shown = {}
+        if "workload" in row:
+            shown["workload"] = row["workload"]
+        if "variables" in row:
+            shown |= {"rule": row["rule"], "XLA": row["jit"]}
+            shown["weights and state MiB"] = f"{row['variables'] / 2**20:.2f}"
+            shown["peak MiB"] = f"{row['peak'] / 2**20:.1f}"
+        else:
+            shown["what"] = row["what"]
+            shown["median ms"] = f"{row['median_ms']:.2f}"
+            shown["quartiles"] = f"{row['low_ms']:.2f} to {row['high_ms']:.2f}"
+        if "ratio" in row:
+            shown["ratio"] = f"{row['ratio']:.3f}"
+            shown["of the ratio"] = f"{row['ratio_low']:.3f} to {row['ratio_high']:.3f}"
+            shown["to"] = row["to"]
+        if "to_peer" in row:
+            shown["to the peer"] = f"{row['to_peer']:.3f}"
+        if "attained" in row:
+            shown["of the product's rate"] = f"{100 * row['attained']:.0f}%"
+        if "gflops" in row:
+            shown["of the product's rate"] = f"{row['gflops']:.0f} GFLOP/s"
+        if "heavy" in row:
+            shown["heavy libraries"] = ", ".join(row["heavy"]) or "none"
+        columns.setdefault(tuple(shown), []).append(shown)
+    names = list(dict.fromkeys(name for kind in columns for name in kind))
+    table = Table(*names, title=title)
+    for row in (row for kind in columns.values() for row in kind):
+        table.add_row(*(row.get(name, "") for name in names))
+    return table
 
 
 if __name__ == "__main__":

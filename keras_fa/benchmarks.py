@@ -1,0 +1,682 @@
+"""What things cost: times as ratios, taken in turn in one process, and memory.
+
+A time alone says more about the machine and its other tenants than about the code. So
+whatever is compared is measured in turn, round after round, and a ratio is the median
+over rounds of the ratio within a round.
+"""
+
+import dataclasses
+import importlib.metadata
+import json
+import math
+import os
+import pathlib
+import platform
+import runpy
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_fa import (
+    analysis,
+    callbacks,
+    distribution,
+    experiment,
+    layers,
+    models,
+    optimizers,
+)
+
+_CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
+
+
+def take_turns(calls, rounds, timed=()):
+    """Times calls in turn.
+
+    Args:
+        calls: `{name: function}`.
+        rounds: How often each is called. Each is called twice before.
+        timed: Names of calls that return the seconds that they took.
+
+    Returns:
+        `{name: list of seconds, one for each round}`.
+    """
+    seconds = {name: [] for name in calls}
+    names = list(calls)
+    for repetition in range(-2, rounds):
+        # Who goes first moves on, so that nobody always follows the same one.
+        first = repetition % len(names)
+        for name in names[first:] + names[:first]:
+            start = time.perf_counter()
+            result = calls[name]()
+            taken = result if name in timed else time.perf_counter() - start
+            if repetition >= 0:
+                seconds[name].append(taken)
+    return seconds
+
+
+def summarise(seconds, against=None):
+    """Medians, quartiles and ratios of times.
+
+    Args:
+        seconds: As `take_turns` returns it.
+        against: `{name: name of what it is compared with}`.
+
+    Returns:
+        List of dicts with `what`, `median_ms`, `low_ms`, `high_ms` (quartiles), and
+        where it is compared `to`, `ratio`, `ratio_low` and `ratio_high`: the median and
+        quartiles of the ratio within a round.
+    """
+    rows = []
+    for name, values in seconds.items():
+        low, median, high = (1000 * q for q in statistics.quantiles(values, n=4))
+        row = {"what": name, "median_ms": median, "low_ms": low, "high_ms": high}
+        base = (against or {}).get(name)
+        if base is not None:
+            ratios = [a / b for a, b in zip(values, seconds[base], strict=True)]
+            low, median, high = statistics.quantiles(ratios, n=4)
+            row |= {"to": base, "ratio": median, "ratio_low": low, "ratio_high": high}
+        rows.append(row)
+    return rows
+
+
+def machine():
+    """What the numbers were measured on: processor, cores, versions."""
+    names = ("keras", "tensorflow", "numpy")
+    cpu = platform.processor()
+    info = pathlib.Path("/proc/cpuinfo")
+    if info.exists():
+        lines = [x for x in info.read_text().splitlines() if x.startswith("model name")]
+        cpu = lines[0].partition(":")[2].strip() if lines else cpu
+    return {
+        "cpu": cpu,
+        "cores": len(os.sched_getaffinity(0)),
+        "onednn": os.environ.get("TF_ENABLE_ONEDNN_OPTS"),
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in names},
+    }
+
+
+# --- training steps -------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Workload:
+    """A network and a batch.
+
+    Attributes:
+        network: "mlp", "lenet" or "resnet18".
+        input_shape: Shape of one example.
+        batch: Examples a step.
+    """
+
+    network: str
+    input_shape: tuple
+    batch: int
+
+    def make(self, rule):
+        """The compiled network; "stock" for one of Keras's own layers."""
+        keras.utils.set_random_seed(0)
+        own = "backprop" if rule == "stock" else rule
+        if self.network == "mlp":
+            model = models.mlp(self.input_shape, (1000,), 10, rule=own)
+        elif self.network == "lenet":
+            model = models.lenet(self.input_shape, 10, rule=own)
+        else:
+            model = models.resnet18(self.input_shape, 10, rule=own)
+        if rule == "stock":
+            model = _stock(model)
+        model.compile(
+            optimizers.TorchSGD(0.01, 0.9),
+            keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+            jit_compile=False,
+        )
+        model.optimizer.build(model.trainable_variables)
+        return model
+
+    def batch_of(self, seed=0):
+        """Random examples and labels, as arrays."""
+        random = np.random.default_rng(seed)
+        x = random.normal(size=(self.batch, *self.input_shape)).astype("float32")
+        return x, random.integers(0, 10, self.batch)
+
+
+WORKLOADS = {
+    "mlp": Workload("mlp", (784,), 600),
+    "lenet128": Workload("lenet", (32, 32, 3), 128),
+    "lenet1024": Workload("lenet", (32, 32, 3), 1024),
+    "resnet18": Workload("resnet18", (64, 64, 3), 32),
+}
+
+_STOCK = {
+    layers.FeedbackDense: keras.layers.Dense,
+    layers.FeedbackConv2D: keras.layers.Conv2D,
+}
+
+
+def _stock(model):
+    def copy(layer):
+        stock = _STOCK.get(type(layer))
+        if stock is None:
+            return type(layer).from_config(layer.get_config())
+        config = layer.get_config()
+        del config["rule"]
+        return stock.from_config(config)
+
+    return keras.models.clone_model(model, clone_function=copy)
+
+
+def operations(model, batch):
+    """Multiplications and additions of a training step in products with kernels.
+
+    Forward, the input gradient (which the first layer does without) and the kernel
+    gradient of every dense and convolution layer.
+
+    Args:
+        model: A built functional or sequential model.
+        batch: Examples a step.
+    """
+    counts = []
+    for layer in model.layers:
+        if isinstance(layer, (keras.layers.Dense, keras.layers.Conv2D)):
+            positions = math.prod(layer.output.shape[1:-1])
+            counts.append(2 * batch * positions * math.prod(layer.kernel.shape))
+    return 3 * sum(counts) - counts[0]
+
+
+def step(model, x, y, jit_compile):
+    """A compiled training step on one batch: forward, backward, update.
+
+    Args:
+        model: A compiled model.
+        x: Its inputs.
+        y: Its targets.
+        jit_compile: Whether XLA compiles it.
+
+    Returns:
+        A function without arguments that does one step and waits for its end.
+    """
+    x, y = tf.constant(x), tf.constant(y)
+
+    @tf.function(jit_compile=jit_compile)
+    def one():
+        with tf.GradientTape() as tape:
+            loss = model.loss(y, model(x, training=True))
+        variables = model.trainable_variables
+        model.optimizer.apply(tape.gradient(loss, variables), variables)
+        return loss
+
+    def call():
+        one().numpy()
+
+    return call
+
+
+def product(size=2048):
+    """A large matrix product, whose rate is what the machine can attain.
+
+    Args:
+        size: Rows and columns of both factors.
+
+    Returns:
+        `(function, operations)`: a function that computes it and waits for its end, and
+        its multiplications and additions.
+    """
+    random = np.random.default_rng(0)
+    a, b = (
+        tf.constant(random.normal(size=(size, size)).astype("float32"))
+        for _ in range(2)
+    )
+    multiply = tf.function(lambda: tf.matmul(a, b)[0, 0])
+    return lambda: multiply().numpy(), 2 * size**3
+
+
+class Peer:
+    """A process of another Python that does the same steps in another library.
+
+    Args:
+        script: The script that it runs: see `benchmarks/README.md`.
+        python: The interpreter.
+        threads: Threads for the arithmetic.
+
+    Raises:
+        RuntimeError: If it does not start; what it said is in the message.
+    """
+
+    def __init__(self, script, python, threads):
+        self._process = subprocess.Popen(
+            [str(python), str(script), str(threads)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.versions = self._read()
+
+    def _read(self):
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError(
+                f"The peer ended: {self._process.stderr.read().strip()[-2000:]}"
+            )
+        return json.loads(line)
+
+    def _ask(self, **question):
+        print(json.dumps(question), file=self._process.stdin, flush=True)
+        return self._read()
+
+    def step(self, workload, rule):
+        """A function that does one step and returns the seconds that it took."""
+        name = self._ask(
+            make=workload.network,
+            shape=workload.input_shape,
+            batch=workload.batch,
+            rule=rule,
+        )
+
+        def call():
+            # Threads of ours that still spin for work would slow it, and the reverse.
+            time.sleep(0.01)
+            seconds = self._ask(step=name)
+            time.sleep(0.01)
+            return seconds
+
+        return call
+
+    def close(self):
+        """Ends the process."""
+        self._process.kill()
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout, self._process.stderr):
+            stream.close()
+
+
+def steps(name, rules, jit, rounds, peer=None):
+    """Times training steps of one workload.
+
+    Args:
+        name: One of `WORKLOADS`.
+        rules: Names of rules, "stock" among them for Keras's own layers.
+        jit: List of booleans: without XLA, with it.
+        rounds: Measurements of each kind.
+        peer: A `Peer` to be measured beside them, where it knows the rule.
+
+    Returns:
+        Rows as of `summarise`; those of steps also have `workload`, `rule`, `jit` and
+        `attained`, the fraction of the matrix product's rate. Ratios are to the stock
+        step of the same kind, those of ours to the peer under `to_peer`.
+    """
+    workload = WORKLOADS[name]
+    batch = workload.batch_of()
+    multiply, product_operations = product()
+    calls, against, labels = {"product": multiply}, {}, {}
+    for compiled in jit:
+        for rule in rules:
+            label = f"{rule}, XLA" if compiled else rule
+            model = workload.make(rule)
+            calls[label] = step(model, *batch, compiled)
+            labels[label] = {"rule": rule, "jit": compiled}
+            if rule != "stock" and "stock" in rules:
+                against[label] = "stock, XLA" if compiled else "stock"
+    count = operations(model, workload.batch)
+    if peer is not None:
+        for rule in rules:
+            if rule in peer.versions["rules"]:
+                calls[f"peer {rule}"] = peer.step(workload, rule)
+                labels[f"peer {rule}"] = {"rule": rule, "peer": True}
+    theirs = [label for label in labels if "peer" in labels[label]]
+    seconds = take_turns(calls, rounds, theirs)
+    rows = summarise(seconds, against)
+    rate = product_operations / statistics.median(seconds["product"])
+    for row in rows:
+        row["workload"] = name
+        if row["what"] == "product":
+            row["gflops"] = rate / 1e9
+            continue
+        label = labels[row["what"]]
+        row |= label
+        row["attained"] = count / (row["median_ms"] / 1000) / rate
+        same = f"peer {label['rule']}"
+        if same in theirs and row["what"] != same:
+            pairs = zip(seconds[row["what"]], seconds[same], strict=True)
+            row["to_peer"] = statistics.median(a / b for a, b in pairs)
+    return rows
+
+
+def memory(name, rule, jit):
+    """Memory of one workload under one rule, to be called in a process of its own.
+
+    Args:
+        name: One of `WORKLOADS`.
+        rule: Name of a rule, or "stock".
+        jit: Whether XLA compiles the step.
+
+    Returns:
+        Dict with `variables`, the bytes of weights, feedback and optimizer state, and
+        `peak`, by how many bytes the most memory that the process holds in ten steps
+        exceeds what it held before the network was made. The latter is sharp to some
+        100 kB if malloc gives freed memory back: MALLOC_MMAP_THRESHOLD_=65536.
+    """
+    workload = WORKLOADS[name]
+    batch = workload.batch_of()
+    multiply, _ = product(64)
+    multiply()  # what TensorFlow allocates once
+    before = _resident("VmRSS")
+    model = workload.make(rule)
+    call = step(model, *batch, jit)
+    for _ in range(3):
+        call()
+    # The peak so far is that of tracing.
+    pathlib.Path("/proc/self/clear_refs").write_text("5")
+    for _ in range(10):
+        call()
+    variables = [*model.variables, *model.optimizer.variables]
+    return {
+        "variables": sum(
+            math.prod(v.shape) * np.dtype(v.dtype).itemsize for v in variables
+        ),
+        "peak": _resident("VmHWM") - before,
+    }
+
+
+def _resident(field):
+    for line in pathlib.Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field):
+            return 1024 * int(line.split()[1])
+    raise RuntimeError(f"/proc/self/status has no {field}.")
+
+
+# --- what is around the steps ---------------------------------------------------------
+
+
+def _config(name):
+    return runpy.run_path(str(_CONFIGS / f"{name}.py"))["get_config"]()
+
+
+class _Between(keras.callbacks.Callback):
+    """Times the epochs of `fit`, and lets other work have its turn between them."""
+
+    def __init__(self, name, calls):
+        super().__init__()
+        self._name, self._calls, self._end = name, calls, None
+        self.seconds = {other: [] for other in [*calls, name]}
+
+    def on_epoch_begin(self, epoch, logs=None):
+        start = time.perf_counter()
+        # The first epochs trace.
+        if epoch > 1:
+            self.seconds[self._name].append(start - self._end)
+        for name, call in self._calls.items():
+            start = time.perf_counter()
+            call()
+            if epoch > 1:
+                self.seconds[name].append(time.perf_counter() - start)
+        self._end = time.perf_counter()
+
+
+def full_batch(rounds, width=100, rule="fa"):
+    """Times a noisy-MNIST run with all its logs against loops of bare steps.
+
+    Args:
+        rounds: Log periods to measure.
+        width: Hidden units.
+        rule: Name of a rule.
+
+    Returns:
+        Rows as of `summarise`: a log period of the run, and loops that do nothing but
+        its training steps, as TensorFlow compiles a loop and with XLA.
+    """
+    config = _config("noisy_mnist")
+    config.model.hidden_units = (width,)
+    config.rule = rule
+    count = config.log_every
+    config.epochs = (rounds + 2) * count
+    dataset = experiment.load(config)
+    batch = dataset.arrays("train")
+    calls = {}
+    for name, jit_compile in (("bare loop", False), ("bare loop, XLA", True)):
+        model = experiment.build(config, dataset)
+        calls[name] = _loop(model, *batch, count, jit_compile)
+    between = _Between("run", calls)
+    with tempfile.TemporaryDirectory() as folder:
+        experiment.run(config, f"{folder}/run", extra_callbacks=[between])
+    against = {"run": "bare loop", "bare loop, XLA": "bare loop"}
+    return summarise(between.seconds, against)
+
+
+def _loop(model, x, y, count, jit_compile):
+    x, y = tf.constant(x), tf.constant(y)
+
+    @tf.function(jit_compile=jit_compile)
+    def one():
+        with tf.GradientTape() as tape:
+            loss = model.loss(y, model(x, training=True))
+        variables = model.trainable_variables
+        model.optimizer.apply(tape.gradient(loss, variables), variables)
+
+    @tf.function
+    def loop():
+        for _ in tf.range(count):
+            one()
+
+    return loop
+
+
+def epochs(name, rounds, **fields):
+    """Times epochs of a run and of `model.fit` against bare steps.
+
+    Args:
+        name: Name of a config.
+        rounds: Epochs to measure.
+        **fields: Fields of the config to set.
+
+    Returns:
+        Rows as of `summarise`: "bare steps", as many compiled steps on one batch as an
+        epoch has; "bare epoch", those and a forward pass over the test set;
+        "model.fit", an epoch with the pipeline and nothing else; "run", one with the
+        test set, the instruments of the config, and the log.
+    """
+    config = _config(name)
+    config.update(fields)
+    config.epochs = rounds + 2
+    dataset = experiment.load(config)
+    count = dataset.steps_per_epoch
+    x, y = (array[: config.batch_size] for array in dataset.arrays("train"))
+    model = experiment.build(config, dataset)
+    bare = _loop(model, x, y, count, model.jit_compile)
+    forward = tf.function(
+        lambda x: model(x, training=False),
+        jit_compile=model.jit_compile,
+        reduce_retracing=True,
+    )
+    test = [tf.constant(x) for x, _ in dataset.test]
+
+    def with_test():
+        bare()
+        for x in test:
+            forward(x).numpy()
+
+    fitted = experiment.build(config, dataset)
+
+    def fit():
+        fitted.fit(dataset.train, steps_per_epoch=count, verbose=0, shuffle=False)
+
+    between = _Between(
+        "run", {"bare steps": bare, "bare epoch": with_test, "model.fit": fit}
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        experiment.run(config, f"{folder}/run", extra_callbacks=[between])
+    against = {
+        "bare epoch": "bare steps",
+        "model.fit": "bare steps",
+        "run": "bare epoch",
+    }
+    return summarise(between.seconds, against)
+
+
+def pipelines(rounds):
+    """Times the input of CIFAR-100 and Tiny-ImageNet against the steps that eat it.
+
+    Args:
+        rounds: Batches to measure.
+
+    Returns:
+        Rows as of `summarise`, of a batch of input and of a step. The ratio of a step
+        to its batch says how many times faster the input is.
+
+    Raises:
+        keras_fa.datasets.DatasetNotFound: If one of the sets is not there.
+    """
+    seconds, against = {}, {}
+    for name, config_name in (
+        ("lenet128", "cifar100_lenet"),
+        ("lenet1024", "cifar100_lenet"),
+        ("resnet18", "tiny_imagenet_resnet18"),
+    ):
+        workload = WORKLOADS[name]
+        config = _config(config_name)
+        config.batch_size = workload.batch
+        batches = iter(experiment.load(config).train_from(0))
+
+        def read(batches=batches):
+            # Several, or the time is that of taking what lies ready.
+            start = time.perf_counter()
+            for _ in range(5):
+                next(batches)[0].numpy()
+            return (time.perf_counter() - start) / 5
+
+        calls = {
+            f"{name}, step": step(workload.make("fa"), *workload.batch_of(), False),
+            f"{name}, input": read,
+        }
+        seconds |= take_turns(calls, rounds, [f"{name}, input"])
+        against[f"{name}, step"] = f"{name}, input"
+    return summarise(seconds, against)
+
+
+_HEAVY = ("tensorflow_datasets", "keras_tuner", "matplotlib", "pandas", "sklearn")
+
+
+def start(rounds):
+    """Times what `import keras_fa` adds to `import keras`, in processes of their own.
+
+    Args:
+        rounds: Processes to start.
+
+    Returns:
+        Rows as of `summarise`; that of keras_fa has `heavy`, the heavy libraries that
+        it has brought along.
+    """
+    script = (
+        "import json, sys, time; a = time.perf_counter(); import keras; "
+        "b = time.perf_counter(); import keras_fa; c = time.perf_counter(); "
+        f"print(json.dumps([b - a, c - b, [m for m in {_HEAVY} if m in sys.modules]]))"
+    )
+    seconds = {"import keras": [], "import keras_fa": []}
+    heavy = set()
+    for repetition in range(-1, rounds):
+        done = subprocess.run(
+            [sys.executable, "-c", script], capture_output=True, text=True, check=True
+        )
+        *taken, brought = json.loads(done.stdout.splitlines()[-1])
+        heavy.update(brought)
+        if repetition >= 0:
+            for values, value in zip(seconds.values(), taken, strict=True):
+                values.append(value)
+    rows = summarise(seconds, {"import keras_fa": "import keras"})
+    rows[1]["heavy"] = sorted(heavy)
+    return rows
+
+
+def instruments(rounds, images=5000, batch_size=128):
+    """Times the instruments on a LeNet.
+
+    Args:
+        rounds: Measurements of each kind.
+        images: Images an epoch.
+        batch_size: Images a step.
+
+    Returns:
+        Rows as of `summarise`: an epoch of `model.fit` with `WeightAlignment` and
+        `Conservation` against one without, and a reading of `GradientAlignment` on a
+        batch against a plain training step on it.
+    """
+    random = np.random.default_rng(0)
+    x = random.normal(size=(images, 32, 32, 3)).astype("float32")
+    y = random.integers(0, 10, images)
+    model = WORKLOADS["lenet128"].make("fa")
+    alignment = callbacks.WeightAlignment()
+    conservation = callbacks.Conservation()
+    gradient = analysis.GradientAlignment(model)
+    batch = x[:batch_size], y[:batch_size]
+
+    def fit(*instruments):
+        model.fit(x, y, batch_size, callbacks=list(instruments), verbose=0)
+
+    def read():
+        for instrument in (alignment, conservation):
+            instrument.read()
+
+    fit(alignment, conservation)
+    calls = {
+        "plain epoch": fit,
+        "epoch with both": lambda: fit(alignment, conservation),
+        "reading both": read,
+        "plain step": lambda: model.train_on_batch(*batch),
+        "gradient alignment": lambda: gradient(*batch),
+    }
+    against = {
+        "epoch with both": "plain epoch",
+        "reading both": "plain epoch",
+        "gradient alignment": "plain step",
+    }
+    return summarise(take_turns(calls, rounds), against)
+
+
+def strategies(name, rounds, images=5000, batch_size=128):
+    """Times epochs of `model.fit` under a strategy against the same without.
+
+    Args:
+        name: The name of the strategy: see `keras_fa.distribution.get_strategy`. Under
+            "multi_worker" all workers call this.
+        rounds: Measurements of each kind.
+        images: Images an epoch.
+        batch_size: Images a step, over all replicas.
+
+    Returns:
+        Rows as of `summarise`; None on workers other than the chief.
+    """
+    strategy = distribution.get_strategy(name)
+    chief = name != "multi_worker" or distribution.read_cluster()[1] == 0
+    options = tf.data.Options()
+    policy = tf.data.experimental.AutoShardPolicy.DATA
+    options.experimental_distribute.auto_shard_policy = policy
+    scopes = {"default": tf.distribute.get_strategy(), name: strategy}
+    rows = []
+    for network in ("lenet128", "mlp"):
+        workload = WORKLOADS[network]
+        whole = dataclasses.replace(workload, batch=images)
+        batches = tf.data.Dataset.from_tensor_slices(whole.batch_of())
+        batches = batches.batch(batch_size).with_options(options)
+        calls = {}
+        for kind, one in scopes.items():
+            with one.scope():
+                model = workload.make("fa")
+            if kind == name:
+                distribution.prepare(model)
+
+            def fit(model=model, batches=batches):
+                model.fit(batches, verbose=0, shuffle=False)
+
+            # The other workers wait for the chief in the epoch that they share.
+            idle = not chief and kind == "default"
+            calls[f"{workload.network}, {kind}"] = (lambda: None) if idle else fit
+        first, second = calls
+        rows += summarise(take_turns(calls, rounds), {second: first})
+    return rows if chief else None
