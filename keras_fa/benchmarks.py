@@ -639,15 +639,15 @@ def instruments(rounds, images=5000, batch_size=128):
     return summarise(take_turns(calls, rounds), against)
 
 
-def strategies(name, rounds, images=5000, batch_size=128):
-    """Times epochs of `model.fit` under a strategy against the same without.
+def strategies(name, rounds, batch_size=128, count=40):
+    """Times the training steps of `model.fit` under a strategy and without.
 
     Args:
         name: The name of the strategy: see `keras_fa.distribution.get_strategy`. Under
             "multi_worker" all workers call this.
         rounds: Measurements of each kind.
-        images: Images an epoch.
-        batch_size: Images a step, over all replicas.
+        batch_size: Examples a step, over all replicas.
+        count: Steps of one measurement.
 
     Returns:
         Rows as of `summarise`; None on workers other than the chief.
@@ -657,26 +657,29 @@ def strategies(name, rounds, images=5000, batch_size=128):
     options = tf.data.Options()
     policy = tf.data.experimental.AutoShardPolicy.DATA
     options.experimental_distribute.auto_shard_policy = policy
-    scopes = {"default": tf.distribute.get_strategy(), name: strategy}
     rows = []
     for network in ("lenet128", "mlp"):
-        workload = WORKLOADS[network]
-        whole = dataclasses.replace(workload, batch=images)
-        batches = tf.data.Dataset.from_tensor_slices(whole.batch_of())
-        batches = batches.batch(batch_size).with_options(options)
+        workload = dataclasses.replace(WORKLOADS[network], batch=batch_size)
+        batches = tf.data.Dataset.from_tensors(workload.batch_of()).repeat()
+        batches = batches.with_options(options)
         calls = {}
-        for kind, one in scopes.items():
+        for kind, one in (("default", tf.distribute.get_strategy()), (name, strategy)):
             with one.scope():
                 model = workload.make("fa")
-            if kind == name:
-                distribution.prepare(model)
+            distribution.prepare(model)
+            # Builds what fit calls. Its iterator is not measured: see keras_fa.datasets
+            # for how long TensorFlow may take to delete one.
+            model.fit(batches.take(2), verbose=0, shuffle=False)
+            stream = iter(one.experimental_distribute_dataset(batches))
 
-            def fit(model=model, batches=batches):
-                model.fit(batches, verbose=0, shuffle=False)
+            def train(model=model, stream=stream):
+                for _ in range(count):
+                    logs = model.train_function(stream)
+                float(logs["loss"])
 
-            # The other workers wait for the chief in the epoch that they share.
+            # The other workers wait for the chief in the steps that they share.
             idle = not chief and kind == "default"
-            calls[f"{workload.network}, {kind}"] = (lambda: None) if idle else fit
+            calls[f"{workload.network}, {kind}"] = (lambda: None) if idle else train
         first, second = calls
         rows += summarise(take_turns(calls, rounds), {second: first})
     return rows if chief else None

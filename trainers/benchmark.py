@@ -24,7 +24,7 @@ start: what import keras_fa adds to import keras.
 
 instruments: what readings cost a LeNet.
 
-mirrored, multi_worker: an epoch of model.fit under the strategy against one without.
+mirrored, multi_worker: steps of model.fit under the strategy against steps without.
 multi_worker needs workers, which trainers/launch.py starts, and the chief reports.
 """
 
@@ -73,9 +73,7 @@ _ROUNDS = flags.DEFINE_integer(
 )
 _WIDTH = flags.DEFINE_integer("width", 100, "Hidden units of full_batch.", 1)
 _RULE = flags.DEFINE_enum("rule", "fa", _RULES[1:], "Feedback rule of full_batch.")
-_IMAGES = flags.DEFINE_integer(
-    "images", 5000, "Images an epoch of instruments and strategies.", 128
-)
+_IMAGES = flags.DEFINE_integer("images", 5000, "Images an epoch of instruments.", 128)
 _BATCH = flags.DEFINE_integer(
     "batch_size", 128, "Images a step of instruments and strategies.", 1
 )
@@ -219,10 +217,9 @@ def _other(what):
         return benchmarks.pipelines(rounds)
     if what == "start":
         return benchmarks.start(rounds)
-    sizes = (_IMAGES.value, _BATCH.value)
     if what == "instruments":
-        return benchmarks.instruments(rounds, *sizes)
-    return benchmarks.strategies(what, rounds, *sizes)
+        return benchmarks.instruments(rounds, _IMAGES.value, _BATCH.value)
+    return benchmarks.strategies(what, rounds, _BATCH.value)
 
 
 def _profile():
@@ -247,37 +244,39 @@ def _profile():
 
 def _table(title, rows):
     """Times as medians and quartiles, ratios likewise, memory in MiB."""
-    columns = {}
-    for row in rows:
-        shown = {}
-        if "workload" in row:
-            shown["workload"] = row["workload"]
-        if "variables" in row:
-            shown |= {"rule": row["rule"], "XLA": row["jit"]}
-            shown["weights and state MiB"] = f"{row['variables'] / 2**20:.2f}"
-            shown["peak MiB"] = f"{row['peak'] / 2**20:.1f}"
-        else:
-            shown["what"] = row["what"]
-            shown["median ms"] = f"{row['median_ms']:.2f}"
-            shown["quartiles"] = f"{row['low_ms']:.2f} to {row['high_ms']:.2f}"
-        if "ratio" in row:
-            shown["ratio"] = f"{row['ratio']:.3f}"
-            shown["of the ratio"] = f"{row['ratio_low']:.3f} to {row['ratio_high']:.3f}"
-            shown["to"] = row["to"]
-        if "to_peer" in row:
-            shown["to the peer"] = f"{row['to_peer']:.3f}"
-        if "attained" in row:
-            shown["of the product's rate"] = f"{100 * row['attained']:.0f}%"
-        if "gflops" in row:
-            shown["of the product's rate"] = f"{row['gflops']:.0f} GFLOP/s"
-        if "heavy" in row:
-            shown["heavy libraries"] = ", ".join(row["heavy"]) or "none"
-        columns.setdefault(tuple(shown), []).append(shown)
-    names = list(dict.fromkeys(name for kind in columns for name in kind))
+    shown_rows = [_shown(row) for row in rows]
+    names = list(dict.fromkeys(name for row in shown_rows for name in row))
     table = Table(*names, title=title)
-    for row in (row for kind in columns.values() for row in kind):
+    for row in shown_rows:
         table.add_row(*(row.get(name, "") for name in names))
     return table
+
+
+def _shown(row):
+    shown = {}
+    if "workload" in row:
+        shown["workload"] = row["workload"]
+    if "variables" in row:
+        shown |= {"rule": row["rule"], "XLA": row["jit"]}
+        shown["weights and state MiB"] = f"{row['variables'] / 2**20:.2f}"
+        shown["peak MiB"] = f"{row['peak'] / 2**20:.1f}"
+    else:
+        shown["what"] = row["what"]
+        shown["median ms"] = f"{row['median_ms']:.2f}"
+        shown["quartiles"] = f"{row['low_ms']:.2f} to {row['high_ms']:.2f}"
+    if "gflops" in row:
+        shown["of the product's rate"] = f"{row['gflops']:.0f} GFLOP/s"
+    if "attained" in row:
+        shown["of the product's rate"] = f"{100 * row['attained']:.0f}%"
+    if "ratio" in row:
+        shown["ratio"] = f"{row['ratio']:.3f}"
+        shown["its quartiles"] = f"{row['ratio_low']:.3f} to {row['ratio_high']:.3f}"
+        shown["to"] = row["to"]
+    if "to_peer" in row:
+        shown["to the peer"] = f"{row['to_peer']:.3f}"
+    if "heavy" in row:
+        shown["heavy libraries"] = ", ".join(row["heavy"]) or "none"
+    return shown
 
 
 if __name__ == "__main__":

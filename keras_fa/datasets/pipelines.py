@@ -194,6 +194,9 @@ class Dataset:
         options.experimental_distribute.auto_shard_policy = (
             tf.data.experimental.AutoShardPolicy.DATA
         )
+        # An iterator with it often takes as long again to end as it has lived: it waits
+        # for its tuning thread, which sleeps twice as long each time, up to a minute.
+        options.autotune.enabled = False
         return batches.apply(
             tf.data.experimental.assert_cardinality(steps)
         ).with_options(options)
