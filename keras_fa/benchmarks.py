@@ -257,7 +257,11 @@ class Peer:
             stderr=subprocess.PIPE,
             text=True,
         )
-        self.versions = self._read()
+        try:
+            self.versions = self._read()
+        except RuntimeError:
+            self.close()
+            raise
 
     def _read(self):
         line = self._process.stdout.readline()
@@ -575,8 +579,9 @@ def start(rounds):
     """
     script = (
         "import json, sys, time; a = time.perf_counter(); import keras; "
-        "b = time.perf_counter(); import keras_fa; c = time.perf_counter(); "
-        f"print(json.dumps([b - a, c - b, [m for m in {_HEAVY} if m in sys.modules]]))"
+        "b = time.perf_counter(); there = set(sys.modules); c = time.perf_counter(); "
+        "import keras_fa; d = time.perf_counter(); new = set(sys.modules) - there; "
+        f"print(json.dumps([b - a, d - c, [m for m in {_HEAVY} if m in new]]))"
     )
     seconds = {"import keras": [], "import keras_fa": []}
     heavy = set()

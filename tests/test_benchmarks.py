@@ -1,0 +1,158 @@
+"""What the benchmarks count and compare; their times are nobody's test."""
+
+import json
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+
+from keras_fa import benchmarks, layers
+
+
+def test_calls_take_turns_and_nobody_always_goes_first():
+    order = []
+    calls = {name: lambda name=name: order.append(name) for name in "abc"}
+    seconds = benchmarks.take_turns(calls, 6)
+    assert {name: len(values) for name, values in seconds.items()} == dict.fromkeys(
+        "abc", 6
+    )
+    rounds = ["".join(order[i : i + 3]) for i in range(0, len(order), 3)]
+    assert len(rounds) == 8
+    assert set(rounds) == {"abc", "bca", "cab"}
+
+
+def test_a_call_may_time_itself():
+    times = iter([9.0, 9.0, 1.0, 2.0, 3.0])
+    calls = {"own": lambda: next(times), "other": lambda: 7.0}
+    seconds = benchmarks.take_turns(calls, 3, ["own"])
+    assert seconds["own"] == [1.0, 2.0, 3.0]
+    assert max(seconds["other"]) < 1.0
+
+
+def test_a_ratio_is_the_median_within_rounds():
+    # The machine is three times slower in the second round: the ratio does not see it.
+    seconds = {"base": [1.0, 3.0, 1.0], "ours": [1.1, 3.3, 1.2]}
+    base, ours = benchmarks.summarise(seconds, {"ours": "base"})
+    assert "ratio" not in base
+    assert ours["to"] == "base"
+    assert ours["ratio"] == pytest.approx(1.1)
+    assert ours["median_ms"] == 1200.0
+    assert base["median_ms"] == 1000.0
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        # 2 n (3 (784 1000 + 1000 10) - 784 1000): the first layer sends nothing back.
+        ("mlp", 2 * 600 * (3 * 794_000 - 784_000)),
+        # Positions: 30 x 30, 13 x 13, 4 x 4.
+        (
+            "lenet128",
+            2
+            * 128
+            * (
+                2 * 900 * 9 * 3 * 32
+                + 3 * (169 * 9 * 32 * 64 + 16 * 9 * 64 * 128 + 128 * 256 + 256 * 10)
+            ),
+        ),
+    ],
+)
+def test_operations_of_a_step(name, expected):
+    workload = benchmarks.WORKLOADS[name]
+    assert benchmarks.operations(workload.make("fa"), workload.batch) == expected
+
+
+@pytest.mark.parametrize("name", ["mlp", "lenet128", "resnet18"])
+def test_stock_is_keras_alone_of_the_same_shapes(name):
+    stock = benchmarks.WORKLOADS[name].make("stock")
+    ours = benchmarks.WORKLOADS[name].make("backprop")
+    kinds = (layers.FeedbackDense, layers.FeedbackConv2D)
+    assert not any(isinstance(layer, kinds) for layer in stock.layers)
+    assert any(isinstance(layer, kinds) for layer in ours.layers)
+    shapes = [[v.shape for v in model.variables] for model in (stock, ours)]
+    assert shapes[0] == shapes[1]
+
+
+def test_a_step_is_that_of_train_on_batch():
+    workload = benchmarks.Workload("mlp", (12,), 5)
+    x, y = workload.batch_of()
+    model, reference = workload.make("sign_fa"), workload.make("sign_fa")
+    step = benchmarks.step(model, x, y, False)
+    for _ in range(3):
+        step()
+        reference.train_on_batch(x, y)
+    for mine, other in zip(model.get_weights(), reference.get_weights(), strict=True):
+        np.testing.assert_allclose(mine, other, rtol=0, atol=1e-7)
+
+
+def test_memory_counts_feedback_and_optimizer_state():
+    found = {rule: benchmarks.memory("mlp", rule, False) for rule in ("stock", "fa")}
+    weights = 784 * 1000 + 1000 + 1000 * 10 + 10
+    kernels = 784 * 1000 + 1000 * 10
+    # Weights and momentum in float32; the optimizer's counter and rate are small.
+    assert found["stock"]["variables"] == pytest.approx(8 * weights, abs=64)
+    assert found["fa"]["variables"] - found["stock"]["variables"] == 4 * kernels
+
+
+_PEER = """
+import json, sys
+print(json.dumps({"rules": ["fa"], "threads": sys.argv[1]}), flush=True)
+made = []
+for line in sys.stdin:
+    question = json.loads(line)
+    if "step" in question:
+        print(json.dumps(0.25), flush=True)
+    else:
+        made.append(question)
+        print(json.dumps(len(made) - 1), flush=True)
+"""
+
+
+def test_a_peer_answers_and_one_that_does_not_start_says_why(tmp_path):
+    script = tmp_path / "peer.py"
+    script.write_text(_PEER)
+    peer = benchmarks.Peer(script, sys.executable, 2)
+    try:
+        assert peer.versions == {"rules": ["fa"], "threads": "2"}
+        assert peer.step(benchmarks.WORKLOADS["mlp"], "fa")() == 0.25
+    finally:
+        peer.close()
+    script.write_text("raise SystemExit('no such library')")
+    with pytest.raises(RuntimeError, match="no such library"):
+        benchmarks.Peer(script, sys.executable, 2)
+
+
+def test_the_package_loads_no_heavy_library():
+    (_, ours) = benchmarks.start(2)
+    assert ours["heavy"] == []
+
+
+def test_the_command_line(tmp_path):
+    def call(*arguments):
+        return subprocess.run(
+            [sys.executable, "trainers/benchmark.py", *arguments],
+            capture_output=True,
+            text=True,
+            timeout=200,
+        )
+
+    output = tmp_path / "found.json"
+    done = call(
+        *("--what=steps", "--workloads=mlp", "--rules=stock,fa", "--rounds=3"),
+        f"--output={output}",
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(output.read_text())
+    assert found["machine"]["keras"] == keras.__version__
+    product, stock, fa = found["steps"]
+    assert (product["what"], stock["rule"], fa["rule"]) == ("product", "stock", "fa")
+    assert fa["to"] == "stock" and fa["ratio"] > 0 and 0 < fa["attained"] < 1.5
+    done = call("--what=memory", "--workloads=mlp", "--rules=fa", f"--output={output}")
+    assert done.returncode == 0, done.stderr
+    (row,) = json.loads(output.read_text())["memory"]
+    assert row["peak"] > row["variables"] > 0
+    wrong = call("--rules=stock,fb")
+    assert wrong.returncode == 1
+    assert "--rules takes some of stock, backprop" in wrong.stdout + wrong.stderr
