@@ -518,7 +518,10 @@ def test_a_full_batch_is_made_once(numbered, batch_size):
     assert data.train.element_spec[0].shape == (103, 1)
 
 
-def test_batches_are_the_arrays():
+@pytest.mark.parametrize("ready", [True, False])
+def test_batches_are_the_arrays(monkeypatch, ready):
+    if not ready:
+        monkeypatch.setattr(datasets.pipelines, "_READY_BYTES", 0)
     data = datasets.load("digits", standardize="feature", label_noise=0.2)
     x, y = data.arrays("train")
     index = {row.tobytes(): i for i, row in enumerate(x)}

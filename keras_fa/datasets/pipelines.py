@@ -9,6 +9,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import tensorflow as tf
 
+# Inputs up to this size are kept as they are handed out. Larger ones are kept as they
+# were read, a quarter of the size for images, and made ready batch by batch.
+_READY_BYTES = 2**29
+
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
@@ -175,13 +179,18 @@ class Dataset:
     def _gather(self, split: str, indices: tf.data.Dataset) -> tf.data.Dataset:
         """Whole batches by their indices: only these are batched one by one."""
         inputs, targets = self._splits[split]
+        ready = inputs.size * np.dtype(self._dtype).itemsize <= _READY_BYTES
+        if ready:
+            inputs, targets = self.arrays(split)
         with tf.device("CPU:0"):
             inputs, targets = tf.constant(inputs), tf.constant(targets)
             shift, gain = (tf.constant(a) for a in self._affine)
 
         def batch(index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            x = tf.cast(tf.gather(inputs, index), self._dtype)
-            return (x - shift) * gain, tf.gather(targets, index)
+            x = tf.gather(inputs, index)
+            if not ready:
+                x = (tf.cast(x, self._dtype) - shift) * gain
+            return x, tf.gather(targets, index)
 
         return indices.map(
             batch, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
