@@ -120,7 +120,9 @@ class Dataset:
         if self._is_full_batch or self.num_test <= self.batch_size:
             return self._finish(self._whole("test"), 1)
         steps = -(-self.num_test // self.batch_size)
-        indices = tf.data.Dataset.range(self.num_test).batch(self.batch_size)
+        indices = self._in_batches(
+            tf.range(self.num_test, dtype=tf.int64), self.num_test
+        )
         return self._finish(self._gather("test", indices), steps)
 
     def arrays(self, split: str) -> tuple[np.ndarray, np.ndarray]:
@@ -168,16 +170,24 @@ class Dataset:
                 seed=tf.stack([tf.constant(self._order_key, tf.int64), epoch]),
                 alg="philox",
             )
-            return tf.data.Dataset.from_tensor_slices(order).batch(
-                self.batch_size,
-                # Also where nothing is left over: the batch size is then static.
-                drop_remainder=self.steps_per_epoch * self.batch_size <= self.num_train,
-            )
+            return self._in_batches(order, self.num_train, self.drop_last)
 
         return self._gather("train", epochs.flat_map(indices))
 
+    def _in_batches(
+        self, order: tf.Tensor, size: int, drop_last: bool = False
+    ) -> tf.data.Dataset:
+        """Slices of an order of `size` examples: batch() would take them one by one."""
+        full, rest = divmod(size, self.batch_size)
+        whole = tf.reshape(order[: full * self.batch_size], (full, self.batch_size))
+        batches = tf.data.Dataset.from_tensor_slices(whole)
+        if rest and not drop_last:
+            last = tf.data.Dataset.from_tensors(order[full * self.batch_size :])
+            batches = batches.concatenate(last)
+        return batches
+
     def _gather(self, split: str, indices: tf.data.Dataset) -> tf.data.Dataset:
-        """Whole batches by their indices: only these are batched one by one."""
+        """Whole batches by their indices."""
         inputs, targets = self._splits[split]
         ready = inputs.size * np.dtype(self._dtype).itemsize <= _READY_BYTES
         if ready:
