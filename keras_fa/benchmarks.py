@@ -202,6 +202,15 @@ def step(model, x, y, jit_compile):
     Returns:
         A function without arguments that does one step and waits for its end.
     """
+    one = _compiled_step(model, x, y, jit_compile)
+
+    def call():
+        one().numpy()
+
+    return call
+
+
+def _compiled_step(model, x, y, jit_compile):
     x, y = tf.constant(x), tf.constant(y)
 
     @tf.function(jit_compile=jit_compile)
@@ -212,10 +221,7 @@ def step(model, x, y, jit_compile):
         model.optimizer.apply(tape.gradient(loss, variables), variables)
         return loss
 
-    def call():
-        one().numpy()
-
-    return call
+    return one
 
 
 def product(size=2048):
@@ -455,14 +461,7 @@ def full_batch(rounds, width=100, rule="fa"):
 
 
 def _loop(model, x, y, count, jit_compile):
-    x, y = tf.constant(x), tf.constant(y)
-
-    @tf.function(jit_compile=jit_compile)
-    def one():
-        with tf.GradientTape() as tape:
-            loss = model.loss(y, model(x, training=True))
-        variables = model.trainable_variables
-        model.optimizer.apply(tape.gradient(loss, variables), variables)
+    one = _compiled_step(model, x, y, jit_compile)
 
     @tf.function
     def loop():
