@@ -480,7 +480,7 @@ def test_the_command_line(mishaps, tmp_path):
     (folder / "grids" / "half.py").write_text("def get_grid():\n    return {}\n")
     before = state_of(workdir)
     mistakes = [
-        ([f"--grid={tmp_path / 'none.py'}"], "error: There is no grid file"),
+        ([f"--grid={tmp_path / 'none.py'}"], "error: There is no file"),
         ([f"--grid={folder / 'grids' / 'empty.py'}"], "has no function get_grid"),
         ([f"--grid={folder / 'grids' / 'half.py'}"], "lacks axes, config, seconds_"),
         ([grid, "--axis=seed"], "error: --axis='seed' should be a field and a list"),

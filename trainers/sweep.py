@@ -13,7 +13,6 @@ import contextlib
 import os
 import pathlib
 import re
-import runpy
 import sys
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -61,12 +60,12 @@ def main(argv):
         raise app.UsageError(f"Unexpected arguments: {' '.join(argv[1:])}")
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)
-    from keras_fa import results, sweeps
+    from keras_fa import config, results, sweeps
 
     console = Console()
     workdir = pathlib.Path(_WORKDIR.value)
     try:
-        grid = _read_grid(pathlib.Path(_GRID.value))
+        grid = config.read_plan(_GRID.value, "get_grid", ("axes", "seconds_per_cell"))
         axes = grid["axes"]
         for text in _AXIS.value:
             axes = sweeps.narrow(axes, *_parse_axis(text))
@@ -96,21 +95,6 @@ def main(argv):
             console.print(text, markup=False, highlight=False, soft_wrap=True)
     if set(counts) != {sweeps.FINISHED}:
         sys.exit("error: not all cells finished; --retry takes them up again.")
-
-
-def _read_grid(path):
-    """The grid of a file, its config loaded."""
-    if not path.is_file():
-        raise ValueError(f"There is no grid file {path}.")
-    functions = runpy.run_path(str(path))
-    if "get_grid" not in functions:
-        raise ValueError(f"{path} has no function get_grid().")
-    grid = functions["get_grid"]()
-    missing = {"config", "axes", "seconds_per_cell"} - grid.keys()
-    if missing:
-        raise ValueError(f"The grid of {path} lacks {', '.join(sorted(missing))}.")
-    config = path.resolve().parents[1] / grid["config"]
-    return {**grid, "config": runpy.run_path(str(config))["get_config"]()}
 
 
 def _parse_axis(text):

@@ -9,7 +9,6 @@ processes share one search in keras-tuner's distributed mode: the README shows h
 
 import os
 import pathlib
-import runpy
 import sys
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -49,13 +48,14 @@ def main(argv):
         raise app.UsageError(f"Unexpected arguments: {' '.join(argv[1:])}")
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)
-    from keras_fa import datasets, results, tuning
+    from keras_fa import config, datasets, results, tuning
 
     console = Console()
     workdir = pathlib.Path(_WORKDIR.value)
     try:
         role = tuning.read_role()
-        given = _read(pathlib.Path(_SPACE.value))
+        given = config.read_plan(_SPACE.value, "get_space", ("space", "objective"))
+        given["config"].update_from_flattened_dict(given.get("fields", {}))
         search = tuning.Search(
             given["config"],
             given["space"],
@@ -86,22 +86,6 @@ def main(argv):
         RuntimeError,
     ) as error:
         sys.exit(f"error: {error}")
-
-
-def _read(path):
-    if not path.is_file():
-        raise ValueError(f"There is no file {path}.")
-    functions = runpy.run_path(str(path))
-    if "get_space" not in functions:
-        raise ValueError(f"{path} has no function get_space().")
-    given = functions["get_space"]()
-    missing = {"config", "space", "objective"} - given.keys()
-    if missing:
-        raise ValueError(f"The space of {path} lacks {', '.join(sorted(missing))}.")
-    file = path.resolve().parents[1] / given["config"]
-    config = runpy.run_path(str(file))["get_config"]()
-    config.update_from_flattened_dict(given.get("fields", {}))
-    return {**given, "config": config}
 
 
 def _report(search, workdir, console):
