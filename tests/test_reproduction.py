@@ -8,10 +8,20 @@ import runpy
 import subprocess
 import sys
 
+import numpy as np
 import pandas as pd
 import pytest
 
-from keras_fa import papers, report, reproduction, results, sweeps
+from keras_fa import reproduction, results, sweeps
+from keras_fa.reproduction import (
+    class_subsets,
+    drawing,
+    noisy_mnist,
+    papers,
+    report,
+    sections,
+    song,
+)
 
 ROOT = pathlib.Path(__file__).parents[1]
 GRIDS = sorted((ROOT / "configs" / "grids").glob("*.py"))
@@ -35,7 +45,7 @@ def leave(cell, root, lines, status="finished"):
     return folder
 
 
-def noisy_mnist(root, axes, value):
+def table3_runs(root, axes, value):
     """Runs of table 3's grid: inner 0, |W1|^2 = 2 and then 2 (1 + deviation)."""
     config, _ = grid("table3")
     cells = sweeps.cells(config, axes)
@@ -85,7 +95,7 @@ def test_differences_are_in_combined_standard_errors():
         }
     )
     paper = {(15, "fa"): (2.0, 0.6), (15, "backprop"): (19.1, 3.2)}
-    first, second, third = reproduction.compare(ours, paper, ["width", "rule"]).to_dict(
+    first, second, third = sections.compare(ours, paper, ["width", "rule"]).to_dict(
         "records"
     )
     assert first["method"] == "FA" and first["paper"] == "2 ± 0.6"
@@ -107,7 +117,21 @@ def test_differences_are_in_combined_standard_errors():
     ],
 )
 def test_numbers_have_the_digits_that_their_error_allows(mean, error, text):
-    assert reproduction.plus_minus(mean, error) == text
+    assert sections.plus_minus(mean, error) == text
+
+
+def test_bands_on_a_logarithmic_axis_stay_above_zero():
+    values = np.array([[1e-4, 2.0], [1e-2, 2.0]])
+    assert drawing.band(values, "sd")[0, 0] < 0
+    low, middle, high = drawing.band(values, "sd", log=True)
+    factor = 10 ** np.sqrt(2)  # the logarithms to base 10 are -4 and -2
+    np.testing.assert_allclose(low, [1e-3 / factor, 2.0])
+    np.testing.assert_allclose(middle, [1e-3, 2.0])
+    np.testing.assert_allclose(high, [1e-3 * factor, 2.0])
+
+
+def test_one_run_has_no_band():
+    np.testing.assert_array_equal(drawing.band([[3.0, 4.0]]), [[3.0, 4.0]] * 3)
 
 
 def test_table3_and_its_checks(tmp_path):
@@ -124,11 +148,11 @@ def test_table3_and_its_checks(tmp_path):
         base = values[cell.config.model.hidden_units[0], cell.config.rule]
         return base * (1 if cell.config.seed == 0 else 3)
 
-    noisy_mnist(tmp_path, axes, value)
+    table3_runs(tmp_path, axes, value)
     runs = reproduction.read_runs(tmp_path)
     assert len(runs) == 8
     made = section()
-    reproduction.table3(made, runs, tmp_path)
+    noisy_mnist.table3(made, runs, tmp_path)
     table = made.data["table3.csv"]
     columns = ["width", "method", "deviation_mean", "deviation_se", "seeds"]
     assert list(table.columns) == columns
@@ -151,10 +175,10 @@ def test_alignment_checks_know_what_is_missing(tmp_path):
         {"model.hidden_units": [(15,), (30,)]},
         {"rule": ["fa", "ada_fa"]},
     ]
-    cells = noisy_mnist(tmp_path, axes, lambda cell: 0.1)
+    cells = table3_runs(tmp_path, axes, lambda cell: 0.1)
     (tmp_path / cells[-1].name / "summary.json").unlink()
     made = section("fig3")
-    reproduction.figure3(made, reproduction.read_runs(tmp_path), tmp_path)
+    noisy_mnist.figure3(made, reproduction.read_runs(tmp_path), tmp_path)
     verdicts = {claim: holds for claim, holds, _ in made.checks}
     assert verdicts["width 15: adaFA's alignment above FA's"] is True
     assert verdicts["width 30: adaFA's alignment above FA's"] is None
@@ -174,7 +198,7 @@ def test_accuracy_ratios_compare_on_the_same_classes(tmp_path):
         key = cell.config.rule, cell.config.dataset.class_seed
         leave(cell, tmp_path, [{"epoch": 500, "val_accuracy": accuracy[key]}])
     made = section("table1")
-    reproduction.accuracies(made, reproduction.read_runs(tmp_path), tmp_path, 1)
+    class_subsets.accuracies(made, reproduction.read_runs(tmp_path), tmp_path, 1)
     table = made.data["table1.csv"].set_index("method")
     assert table.loc["fa", "accuracy_mean"] == pytest.approx(42.5)
     assert table.loc["backprop", "accuracy_se"] == pytest.approx(15)
@@ -184,6 +208,25 @@ def test_accuracy_ratios_compare_on_the_same_classes(tmp_path):
     assert ratios["fa", 2] == pytest.approx(0.9)
     paper = made.data["table1_ratios.csv"].set_index("method")["paper_ratio"]
     assert paper["fa"].iloc[0] == pytest.approx(55.2 / 75.8)
+
+
+def test_tuning_is_judged_against_the_best_setting(tmp_path):
+    config, _ = grid("table1_tuning")
+    axes = [
+        {"rule": ["backprop", "fa"]},
+        {"optimizer.learning_rate": [0.01, 0.03]},
+        {"optimizer.weight_decay": [0.0, 1e-4]},
+    ]
+    for cell in sweeps.cells(config, axes):
+        better = cell.config.optimizer.learning_rate == 0.03
+        gain = 0.05 if better and cell.config.rule == "fa" else 0.01 if better else 0.0
+        leave(cell, tmp_path, [{"epoch": 60, "val_accuracy": 0.5 + gain}])
+    made = section("table1_tuning")
+    class_subsets.tuning(made, reproduction.read_runs(tmp_path), tmp_path)
+    (table,) = made.tables.values()
+    assert table["FA"].tolist() == [50.0, 50.0, 55.0, 55.0]
+    verdicts = {claim.partition(":")[0]: holds for claim, holds, _ in made.checks}
+    assert verdicts == {"FA": False, "GD": True}
 
 
 def test_song_tables_and_checks(tmp_path):
@@ -200,7 +243,7 @@ def test_song_tables_and_checks(tmp_path):
         line = {"alignment/dense_2": cosine[key], "loss": 0.25}
         leave(cell, tmp_path, [{"epoch": e, **line} for e in (0, 50, 100)])
     made = section("song_synthetic")
-    reproduction.song_synthetic(made, reproduction.read_runs(tmp_path), tmp_path)
+    song.song_synthetic(made, reproduction.read_runs(tmp_path), tmp_path)
     table = made.data["song_synthetic.csv"]
     assert list(table.columns) == [
         "activation",
@@ -220,7 +263,7 @@ def test_song_tables_and_checks(tmp_path):
 
 def test_the_report_is_one_file_with_everything_in_it(tmp_path):
     axes = [{"seed": [0]}, {"model.hidden_units": [(15,)]}, {"rule": ["fa"]}]
-    noisy_mnist(tmp_path / "runs", axes, lambda cell: 0.1)
+    table3_runs(tmp_path / "runs", axes, lambda cell: 0.1)
     runs = reproduction.read_runs(tmp_path / "runs")
     made = section(
         runs=runs,
@@ -229,7 +272,7 @@ def test_the_report_is_one_file_with_everything_in_it(tmp_path):
         command="python trainers/sweep.py",
         remarks="First.\n\nSecond & third.",
     )
-    for part in (reproduction.table3, reproduction.figure2):
+    for part in (noisy_mnist.table3, noisy_mnist.figure2):
         part(made, runs, tmp_path)
     path = report.write([made], tmp_path / "report.html", "Title", "below")
     text = path.read_text()
@@ -260,7 +303,7 @@ def test_every_experiment_has_a_grid():
 
 def test_the_command_line(tmp_path):
     axes = [{"seed": [0]}, {"model.hidden_units": [(15,)]}, {"rule": ["fa", "ada_fa"]}]
-    noisy_mnist(tmp_path / "runs" / "table3", axes, lambda cell: 0.1)
+    table3_runs(tmp_path / "runs" / "table3", axes, lambda cell: 0.1)
     command = [sys.executable, "trainers/reproduce.py", f"--runs={tmp_path / 'runs'}"]
 
     def reproduce(*arguments):

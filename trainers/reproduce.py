@@ -43,7 +43,8 @@ def main(argv):
         raise app.UsageError(f"Unexpected arguments: {' '.join(argv[1:])}")
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)
-    from keras_fa import report, reproduction, results
+    from keras_fa import reproduction, results
+    from keras_fa.reproduction import report
 
     console = Console()
     experiments = reproduction.EXPERIMENTS
@@ -94,7 +95,8 @@ def _names(experiments):
 
 def _section(name, experiment, folder):
     """The section of one experiment, from the runs that are there."""
-    from keras_fa import papers, reproduction, sweeps
+    from keras_fa import reproduction, sweeps
+    from keras_fa.reproduction import papers
 
     path = _ROOT / "configs" / "grids" / f"{experiment.grid}.py"
     grid = runpy.run_path(str(path))

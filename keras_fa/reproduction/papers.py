@@ -79,5 +79,9 @@ The theorem needs a penalty λ = L gamma, L large. The smallest eigenvalue of XX
 gamma, is 28 to 34 in these data. λ = 1, 2 and 5 are far below it; in the linear \
 network, whose steps are the smallest, they shrink β by 1 - exp(-ηλT) = 26% to 78% \
 only before they end, and little alignment can be left. λ = 50 is in the theorem's \
-range.""",
+range, and there the linear network ends with a cosine of 0.70, almost as high as when \
+the penalty ended. tanh networks reach 0.5 with any of them.""",
+    "song_synthetic": """\
+The paper has these numbers in figures only. tanh saturates: its alignment depends on \
+whether there is a penalty more than on how large it is.""",
 }

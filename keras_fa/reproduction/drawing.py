@@ -29,7 +29,8 @@ def curves(panels, path, xlabel, ylabel, colors, labels=None, **axes):
         colors: `{key: colour}`.
         labels: `{key: text of the legend}`; by default the keys.
         **axes: `spread` ("se" or "sd": half the height of a band), `line` (a horizontal
-            line to draw), and anything that `Axes.set` takes, such as `yscale`.
+            line to draw), and anything that `Axes.set` takes. With yscale="log" the
+            curves are geometric means.
 
     Returns:
         The path, or None where there is nothing to draw.
@@ -40,13 +41,11 @@ def curves(panels, path, xlabel, ylabel, colors, labels=None, **axes):
         if line is not None:
             axis.axhline(line, color="#bbbbbb", linewidth=1, zorder=0)
         for key, (x, values) in panels[title].items():
-            mean, half = _spread(values, spread)
+            low, middle, high = band(values, spread, axes.get("yscale") == "log")
             label = (labels or {}).get(key, key)
-            axis.plot(x, mean, color=colors[key], label=label, linewidth=1.5)
-            if half is not None:
-                axis.fill_between(
-                    x, mean - half, mean + half, color=colors[key], alpha=0.2, lw=0
-                )
+            axis.plot(x, middle, color=colors[key], label=label, linewidth=1.5)
+            if len(values) > 1:
+                axis.fill_between(x, low, high, color=colors[key], alpha=0.2, lw=0)
         axis.set(title=title, xlabel=xlabel, ylabel=ylabel, **axes)
 
     return grid([t for t in panels if panels[t]], draw, path, "outside")
@@ -74,25 +73,46 @@ def points(panels, path, xlabel, ylabel, colors, labels=None, **axes):
             axis.axhline(line, color="#bbbbbb", linewidth=1, zorder=0)
         for key, found in panels[title].items():
             x = [point for point, _ in found]
-            spreads = [_spread(np.asarray(v)[:, None], spread) for _, v in found]
-            mean = [m[0] for m, _ in spreads]
-            half = [0.0 if h is None else h[0] for _, h in spreads]
+            bands = [band(np.asarray(v)[:, None], spread)[:, 0] for _, v in found]
+            low, middle, high = np.transpose(bands)
             label = (labels or {}).get(key, key)
             axis.errorbar(
-                x, mean, half, color=colors[key], label=label, marker="o",
-                markersize=4, linewidth=1.3, capsize=2.5,
-            )  # fmt: skip
+                x,
+                middle,
+                (middle - low, high - middle),
+                color=colors[key],
+                label=label,
+                marker="o",
+                markersize=4,
+                linewidth=1.3,
+                capsize=2.5,
+            )
         axis.set(title=title, xlabel=xlabel, ylabel=ylabel, **axes)
         axis.margins(x=0.04)
 
     return grid([t for t in panels if panels[t]], draw, path, "outside")
 
 
-def _spread(values, kind):
-    """Mean and half height of the band of (repetitions, t); None of one repetition."""
+def band(values, spread="se", log=False):
+    """The middle and the edges of repetitions.
+
+    Args:
+        values: Array (repetitions, t).
+        spread: "se" or "sd": half the height.
+        log: Whether to take both of the logarithms, for a logarithmic axis, on which
+            mean - sd may not exist: the geometric mean, and it over and times the
+            geometric standard deviation.
+
+    Returns:
+        Array (3, t): lower edge, mean, upper edge; of one repetition all are the same.
+    """
     values = np.asarray(values, float)
+    if log:
+        values = np.log(values)
     mean = values.mean(axis=0)
-    if len(values) < 2:
-        return mean, None
-    deviation = values.std(axis=0, ddof=1)
-    return mean, deviation if kind == "sd" else deviation / math.sqrt(len(values))
+    half = np.zeros_like(mean)
+    if len(values) > 1:
+        half = values.std(axis=0, ddof=1)
+        half /= math.sqrt(len(values)) if spread == "se" else 1
+    edges = np.stack([mean - half, mean, mean + half])
+    return np.exp(edges) if log else edges

@@ -1,0 +1,10 @@
+"""The papers' tables and figures from finished run folders. Nothing here trains.
+
+`experiments` lists what there is, `papers` has the papers' numbers, `report` makes one
+HTML file of it all; every other module makes the tables and figures of one setting.
+"""
+
+from keras_fa.reproduction.experiments import EXPERIMENTS, Experiment
+from keras_fa.reproduction.sections import Run, Section, read_runs
+
+__all__ = ["EXPERIMENTS", "Experiment", "Run", "Section", "read_runs"]

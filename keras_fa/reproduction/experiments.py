@@ -1,0 +1,132 @@
+"""The list of experiments: which grid's runs make which tables and figures."""
+
+import dataclasses
+
+from keras_fa.reproduction import (
+    class_subsets,
+    convergence,
+    linear_map,
+    noisy_mnist,
+    song,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """How an experiment's section is made.
+
+    Attributes:
+        grid: Name of the grid, and of the folder of its runs.
+        title: For people.
+        source: Where it is in which paper.
+        parts: Functions of (section, runs, folder of the figures).
+    """
+
+    grid: str
+    title: str
+    source: str
+    parts: tuple
+
+
+def _with(function, *arguments):
+    def part(section, runs, folder):
+        function(section, runs, folder, *arguments)
+
+    return part
+
+
+EXPERIMENTS = {
+    "table3": Experiment(
+        "table3",
+        "Noisy MNIST: how well the law is conserved",
+        "RK24, table 3",
+        (noisy_mnist.table3,),
+    ),
+    "fig2": Experiment(
+        "table3",
+        "Noisy MNIST: the conserved ratio",
+        "RK24, figure 2",
+        (noisy_mnist.figure2,),
+    ),
+    "fig3": Experiment(
+        "table3", "Noisy MNIST: alignment", "RK24, figure 3", (noisy_mnist.figure3,)
+    ),
+    "fig4": Experiment(
+        "table3",
+        "Noisy MNIST: benign overfitting",
+        "RK24, figure 4",
+        (noisy_mnist.figure4,),
+    ),
+    "table1": Experiment(
+        "table1",
+        "LeNet on CIFAR-100 subsets",
+        "RK24, table 1",
+        (_with(class_subsets.accuracies, 1),),
+    ),
+    "table1_tuning": Experiment(
+        "table1_tuning",
+        "LeNet: learning rate and weight decay on other classes",
+        "RK24, appendix A",
+        (class_subsets.tuning,),
+    ),
+    "fig5": Experiment(
+        "table1",
+        "LeNet: alignment at 10 classes",
+        "RK24, figure 5",
+        (_with(class_subsets.layer_alignment, 10),),
+    ),
+    "fig6": Experiment(
+        "table1",
+        "LeNet: alignment at 25 classes",
+        "RK24, figure 6",
+        (_with(class_subsets.layer_alignment, 25),),
+    ),
+    "fig7": Experiment(
+        "table1",
+        "LeNet: alignment at 50 classes",
+        "RK24, figure 7",
+        (_with(class_subsets.layer_alignment, 50),),
+    ),
+    "table2": Experiment(
+        "table2",
+        "ResNet-18 on Tiny-ImageNet subsets",
+        "RK24, table 2",
+        (_with(class_subsets.accuracies, 2),),
+    ),
+    "convergence": Experiment(
+        "convergence",
+        "Convergence on separable and nearly orthogonal data",
+        "RK24, theorem 5.1, proposition 5.7, lemma 5.4",
+        (convergence.convergence,),
+    ),
+    "rk23": Experiment(
+        "rk23",
+        "Linear and ReLU networks on a linear map",
+        "RK23, figures 1 and 2",
+        (linear_map.linear_map,),
+    ),
+    "minimum_norm": Experiment(
+        "minimum_norm",
+        "The minimum-norm solution",
+        "RK23, theorem 5.2 and section 6",
+        (linear_map.minimum_norm,),
+    ),
+    "song_synthetic": Experiment(
+        "song_synthetic",
+        "A penalty makes wide networks align",
+        "S21, figure 2",
+        (song.song_synthetic,),
+    ),
+    "song_cutoff": Experiment(
+        "song_cutoff",
+        "A penalty that is cut off",
+        "S21, theorem 4.6",
+        (song.song_cutoff,),
+    ),
+    "song_mnist": Experiment(
+        "song_mnist",
+        "MNIST with a penalty on the output weights",
+        "S21, figure 3",
+        (song.song_mnist,),
+    ),
+}

@@ -1,0 +1,168 @@
+"""Runs, sections of the report, and the tables that they are made of."""
+
+import dataclasses
+import functools
+import math
+import pathlib
+
+import numpy as np
+import pandas as pd
+
+from keras_fa import results
+from keras_fa.reproduction import drawing
+
+RULES = ("fa", "ada_fa", "sign_fa", "backprop")
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A finished run folder.
+
+    Attributes:
+        path: The folder.
+        settings: Its configuration, `{"section.field": value}`.
+        summary: Its summary.
+    """
+
+    path: pathlib.Path
+    settings: dict
+    summary: dict
+
+    @functools.cached_property
+    def log(self):
+        """Its log lines, a `pandas.DataFrame`."""
+        return results.read_frame(self.path)
+
+    @property
+    def width(self):
+        """Units of the first hidden layer."""
+        return self.settings["model.hidden_units"][0]
+
+    @property
+    def final(self):
+        """Its last log line, a dict."""
+        return self.summary["final"]
+
+
+@dataclasses.dataclass
+class Section:
+    """What came of one experiment.
+
+    Attributes:
+        name: As the command line calls it.
+        title: For people.
+        source: Where it is in which paper.
+        tables: `{caption: pandas.DataFrame}` to be read.
+        figures: `{caption: image file}`.
+        remarks: What there is to say about differences from the paper.
+        checks: List of (claim, whether it holds, evidence); None where the runs that
+            would tell are missing.
+        data: `{file name: pandas.DataFrame}`, the results as CSV files.
+        runs: The runs that it is made of.
+        missing: Names of the grid's cells that are not finished, with what they are.
+        config: Text of the grid's configuration.
+        command: The commands that make the runs.
+    """
+
+    name: str
+    title: str
+    source: str
+    tables: dict = dataclasses.field(default_factory=dict)
+    figures: dict = dataclasses.field(default_factory=dict)
+    remarks: str = ""
+    checks: list = dataclasses.field(default_factory=list)
+    data: dict = dataclasses.field(default_factory=dict)
+    runs: list = dataclasses.field(default_factory=list)
+    missing: dict = dataclasses.field(default_factory=dict)
+    config: str = ""
+    command: str = ""
+
+
+def read_runs(path):
+    """The finished runs under a folder, a list of `Run`."""
+    return [
+        Run(
+            folder,
+            results.flatten(results.read_config(folder)),
+            results.read_summary(folder),
+        )
+        for folder in results.finished_runs(path)
+    ]
+
+
+def compare(ours, paper, keys):
+    """Our means beside the paper's.
+
+    Args:
+        ours: `pandas.DataFrame` with the columns of `keys`, "mean", "se" and "seeds".
+        paper: `{tuple of keys: (mean, standard error)}`.
+        keys: Names of the columns that settings are in; the last is the rule.
+
+    Returns:
+        `pandas.DataFrame` with the settings, "ours", "seeds", "paper" (as printed) and
+        "difference / combined SE": (ours - paper) / sqrt(SE^2 + SE_paper^2), which
+        takes the paper's SE alone where ours is of a single run.
+    """
+    rows = []
+    for _, row in ours.iterrows():
+        key = tuple(row[k] for k in keys)
+        entry = dict(zip(keys, key, strict=True))
+        entry["method"] = drawing.LABELS[entry.pop("rule")]
+        entry["ours"] = plus_minus(row["mean"], row["se"])
+        entry["seeds"] = int(row["seeds"])
+        if key in paper:
+            mean, error = paper[key]
+            entry["paper"] = f"{mean:g} ± {error:g}"
+            combined = math.hypot(error, np.nan_to_num(row["se"]))
+            entry["difference / combined SE"] = (
+                f"{(row['mean'] - mean) / combined:+.1f}"
+            )
+        else:
+            entry["paper"] = entry["difference / combined SE"] = "-"
+        rows.append(entry)
+    return pd.DataFrame(rows)
+
+
+def plus_minus(mean, error):
+    """Text of a mean and its standard error, with the digits that the error allows."""
+    # Numbers that differ by rounding alone have no error to speak of.
+    if not error > 1e-12 * abs(mean):
+        return f"{mean:.3g}"
+    digits = max(0, 1 - math.floor(math.log10(error)))
+    return f"{mean:.{digits}f} ± {error:.{digits}f}"
+
+
+def stack(runs, series, skip=0):
+    """Epochs (t,) and a series of each run (repetitions, t), as far as all runs go."""
+    length = min(len(run.log) for run in runs)
+    epochs = runs[0].log["epoch"].to_numpy()[skip:length]
+    return epochs, np.stack([series(r).to_numpy()[skip:length] for r in runs])
+
+
+def in_order(table):
+    """Rows in the papers' order of the methods."""
+    order = table["rule"].map(RULES.index)
+    return table.assign(_order=order).sort_values([table.columns[0], "_order"])
+
+
+def pivot(table, down, across, text, order=RULES, names=drawing.LABELS):
+    """A table of texts, one setting down and one across."""
+    rows = {}
+    for _, row in table.iterrows():
+        rows.setdefault(row[down], {})[row[across]] = text(row)
+    return pd.DataFrame(
+        [
+            {down: key, **{names[k]: cells.get(k, "-") for k in order}}
+            for key, cells in sorted(rows.items())
+        ]
+    )
+
+
+def decreasing(values):
+    """Whether each value is below the one before."""
+    return bool(np.all(np.diff(values) < 0))
+
+
+def to_three_digits(value):
+    """Text of a number that may be missing."""
+    return "-" if value is None else f"{value:.3f}"
