@@ -359,47 +359,80 @@ def steps(name, rules, jit, rounds, peer=None):
     return rows
 
 
-def memory(name, rule, jit):
+def memory(name, rule, jit, count=11):
     """Memory of one workload under one rule, to be called in a process of its own.
+
+    TensorFlow's profiler tells what is allocated and freed in a step, which it does on
+    a CPU only if TF_CPU_ALLOCATOR_USE_BFC=1 is in the environment when it starts.
 
     Args:
         name: One of `WORKLOADS`.
         rule: Name of a rule, or "stock".
         jit: Whether XLA compiles the step.
+        count: Steps to look at.
 
     Returns:
-        Dict with `variables`, the bytes of weights, feedback and optimizer state, and
-        `peak`, by how many bytes the most memory that the process holds in ten steps
-        exceeds what it held before the network was made. The latter is sharp to some
-        100 kB if malloc gives freed memory back: MALLOC_MMAP_THRESHOLD_=65536.
+        Dict of bytes: `variables`, weights, feedback and optimizer state; `step`, the
+        most that a step has allocated beyond them at one time (median over the steps:
+        the order of operations is not always the same); `left`, the most of it that a
+        step did not free; `peak`, the sum of the first two.
+
+    Raises:
+        RuntimeError: If the profiler saw no allocation.
     """
     workload = WORKLOADS[name]
-    batch = workload.batch_of()
-    multiply, _ = product(64)
-    multiply()  # what TensorFlow allocates once
-    before = _resident("VmRSS")
     model = workload.make(rule)
-    call = step(model, *batch, jit)
+    call = step(model, *workload.batch_of(), jit)
     for _ in range(3):
         call()
-    # The peak so far is that of tracing.
-    pathlib.Path("/proc/self/clear_refs").write_text("5")
-    for _ in range(10):
-        call()
-    variables = [*model.variables, *model.optimizer.variables]
+    peaks, left = [], []
+    for _ in range(count):
+        with tempfile.TemporaryDirectory() as folder:
+            with tf.profiler.experimental.Profile(folder):
+                call()
+            held = np.cumsum(_allocations(pathlib.Path(folder)))
+        peaks.append(int(held.max(initial=0)))
+        left.append(int(held[-1]) if len(held) else 0)
+    if not max(peaks):
+        raise RuntimeError(
+            "TensorFlow's profiler saw no allocation. On a CPU it does if "
+            "TF_CPU_ALLOCATOR_USE_BFC=1 is set before TensorFlow starts."
+        )
+    variables = sum(
+        math.prod(v.shape) * np.dtype(v.dtype).itemsize
+        for v in [*model.variables, *model.optimizer.variables]
+    )
+    peak = statistics.median_low(peaks)
     return {
-        "variables": sum(
-            math.prod(v.shape) * np.dtype(v.dtype).itemsize for v in variables
-        ),
-        "peak": _resident("VmHWM") - before,
+        "variables": variables,
+        "step": peak,
+        "left": max(left),
+        "peak": variables + peak,
     }
 
 
-def _resident(field):
-    for line in pathlib.Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(field):
-            return 1024 * int(line.split()[1])
-    raise RuntimeError(f"/proc/self/status has no {field}.")
+def _allocations(folder):
+    """Bytes requested (> 0) and freed (< 0) in a profile, in the order of time."""
+    from tensorflow.tsl.profiler.protobuf import xplane_pb2
+
+    signs = {"MemoryAllocation": 1, "MemoryDeallocation": -1}
+    events = []
+    for file in folder.rglob("*.xplane.pb"):
+        for plane in xplane_pb2.XSpace.FromString(file.read_bytes()).planes:
+            for line in plane.lines:
+                for event in line.events:
+                    sign = signs.get(plane.event_metadata[event.metadata_id].name)
+                    if sign is None:
+                        continue
+                    time_ps = 1000 * line.timestamp_ns + event.offset_ps
+                    (size,) = (
+                        stat.int64_value or stat.uint64_value
+                        for stat in event.stats
+                        if plane.stat_metadata[stat.metadata_id].name
+                        == "requested_bytes"
+                    )
+                    events.append((time_ps, sign * size))
+    return [size for _, size in sorted(events)]
 
 
 # --- what is around the steps ---------------------------------------------------------

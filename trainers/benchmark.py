@@ -12,7 +12,7 @@ steps: a training step of each workload under each rule, against the same networ
 stock Keras layers, beside the rate of a large matrix product. --peer adds the same
 steps in another library: benchmarks/README.md says how to set that up.
 
-memory: weights, feedback and optimizer state, and the most memory held.
+memory: weights, feedback and optimizer state, and what a step allocates beyond them.
 
 full_batch: a noisy-MNIST run with all its logs against loops of bare steps.
 
@@ -188,7 +188,7 @@ def _memory():
             for rule in _FEEDBACK.value:
                 done = subprocess.run(
                     [sys.executable, __file__, f"--memory_of={name},{rule},{jit}"],
-                    env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"},
+                    env={**os.environ, "TF_CPU_ALLOCATOR_USE_BFC": "1"},
                     capture_output=True,
                     text=True,
                     check=True,
@@ -258,8 +258,13 @@ def _shown(row):
         shown["workload"] = row["workload"]
     if "variables" in row:
         shown |= {"rule": row["rule"], "XLA": row["jit"]}
-        shown["weights and state MiB"] = f"{row['variables'] / 2**20:.2f}"
-        shown["peak MiB"] = f"{row['peak'] / 2**20:.1f}"
+        for title, field in (
+            ("weights and state, MiB", "variables"),
+            ("a step, MiB", "step"),
+            ("left after it, MiB", "left"),
+            ("peak, MiB", "peak"),
+        ):
+            shown[title] = f"{row[field] / 2**20:.2f}"
     else:
         shown["what"] = row["what"]
         shown["median ms"] = f"{row['median_ms']:.2f}"
