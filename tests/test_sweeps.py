@@ -500,7 +500,7 @@ def test_the_command_line(mishaps, tmp_path):
     copied = time.time_ns()
     *failed, dry, fresh, retried = commands(
         *([*arguments, f"--workdir={tmp_path / 'x'}"] for arguments, _ in mistakes),
-        [grid, f"--workdir={workdir}", "--dry_run"],
+        [grid, f"--workdir={workdir}", "--dry-run"],
         [
             *(grid, f"--workdir={tmp_path / 'x'}", "--dry_run", "--jobs=2"),
             *("--axis=rule=['fa','sign_fa']", "--axis=epochs=[40]"),

@@ -52,6 +52,7 @@ _DRY_RUN = flags.DEFINE_bool(
     False,
     "Whether only to list the cells, how far they are and how long they will take.",
 )
+flags.DEFINE_alias("dry-run", "dry_run")
 
 
 def main(argv):
