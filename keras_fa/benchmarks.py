@@ -36,13 +36,14 @@ from keras_fa import (
 _CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 
 
-def take_turns(calls, rounds, timed=()):
+def take_turns(calls, rounds, timed=(), on_round=None):
     """Times calls in turn.
 
     Args:
         calls: `{name: function}`.
         rounds: How often each is called. Each is called twice before.
         timed: Names of calls that return the seconds that they took.
+        on_round: Called without arguments after each round.
 
     Returns:
         `{name: list of seconds, one for each round}`.
@@ -58,6 +59,8 @@ def take_turns(calls, rounds, timed=()):
             taken = result if name in timed else time.perf_counter() - start
             if repetition >= 0:
                 seconds[name].append(taken)
+        if on_round is not None and repetition >= 0:
+            on_round()
     return seconds
 
 
@@ -307,7 +310,7 @@ class Peer:
             stream.close()
 
 
-def steps(name, rules, jit, rounds, peer=None):
+def steps(name, rules, jit, rounds, peer=None, on_round=None):
     """Times training steps of one workload.
 
     Args:
@@ -316,6 +319,7 @@ def steps(name, rules, jit, rounds, peer=None):
         jit: List of booleans: without XLA, with it.
         rounds: Measurements of each kind.
         peer: A `Peer` to be measured beside them, where it knows the rule.
+        on_round: Called without arguments after each round.
 
     Returns:
         Rows as of `summarise`; those of steps also have `workload`, `rule`, `jit` and
@@ -341,7 +345,7 @@ def steps(name, rules, jit, rounds, peer=None):
                 calls[f"peer {rule}"] = peer.step(workload, rule)
                 labels[f"peer {rule}"] = {"rule": rule, "peer": True}
     theirs = [label for label in labels if "peer" in labels[label]]
-    seconds = take_turns(calls, rounds, theirs)
+    seconds = take_turns(calls, rounds, theirs, on_round)
     rows = summarise(seconds, against)
     rate = product_operations / statistics.median(seconds["product"])
     for row in rows:

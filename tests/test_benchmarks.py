@@ -14,7 +14,9 @@ from keras_fa import benchmarks, layers
 def test_calls_take_turns_and_nobody_always_goes_first():
     order = []
     calls = {name: lambda name=name: order.append(name) for name in "abc"}
-    seconds = benchmarks.take_turns(calls, 6)
+    seen = []
+    seconds = benchmarks.take_turns(calls, 6, on_round=lambda: seen.append(len(order)))
+    assert seen == [9, 12, 15, 18, 21, 24], "after two rounds that do not count"
     assert {name: len(values) for name, values in seconds.items()} == dict.fromkeys(
         "abc", 6
     )

@@ -28,6 +28,7 @@ mirrored, multi_worker: steps of model.fit under the strategy against steps with
 multi_worker needs workers, which trainers/launch.py starts, and the chief reports.
 """
 
+import itertools
 import json
 import os
 import pathlib
@@ -42,6 +43,14 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
 from absl import app, flags, logging
 from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 _KINDS = (
@@ -129,6 +138,9 @@ def main(argv):
 
     try:
         _measure()
+    except KeyboardInterrupt:
+        print("\nInterrupted.")
+        sys.exit(130)
     except (datasets.DatasetNotFound, OSError, RuntimeError) as error:
         sys.exit(f"error: {error}")
 
@@ -139,12 +151,25 @@ def _measure():
         console = Console(width=140)
     found = {"command": sys.argv[1:]}
     for what in _WHAT.value:
-        if what == "memory":
-            rows = _memory()
-        elif what == "steps":
-            rows = _steps(found)
-        else:
-            rows = _other(what)
+        with Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.completed:.0f}/{task.total:.0f}, elapsed"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        ) as progress:
+            if what == "memory":
+                rows = _memory(progress)
+            elif what == "steps":
+                rows = _steps(found, progress)
+            else:
+                progress.add_task(what, total=1)
+                rows = _other(what)
         if rows is None:  # a worker that is not the chief
             return
         found[what] = rows
@@ -157,9 +182,11 @@ def _measure():
         results.write_text(_OUTPUT.value, results.to_json(found) + "\n")
 
 
-def _steps(found):
+def _steps(found, progress):
     from keras_fa import benchmarks
 
+    rounds = _ROUNDS.value
+    task = progress.add_task("steps", total=len(_WORKLOADS.value) * rounds)
     peer = None
     if _PEER.value:
         script = pathlib.Path(__file__).parents[1] / "benchmarks"
@@ -174,27 +201,37 @@ def _steps(found):
         return [
             row
             for name in _WORKLOADS.value
-            for row in benchmarks.steps(name, _FEEDBACK.value, jit, _ROUNDS.value, peer)
+            for row in benchmarks.steps(
+                name,
+                _FEEDBACK.value,
+                jit,
+                rounds,
+                peer,
+                on_round=lambda: progress.advance(task),
+            )
         ]
     finally:
         if peer is not None:
             peer.close()
 
 
-def _memory():
+def _memory(progress):
     rows = []
-    for name in _WORKLOADS.value:
-        for jit in _JIT.value:
-            for rule in _FEEDBACK.value:
-                done = subprocess.run(
-                    [sys.executable, __file__, f"--memory_of={name},{rule},{jit}"],
-                    env={**os.environ, "TF_CPU_ALLOCATOR_USE_BFC": "1"},
-                    capture_output=True,
-                    text=True,
-                    check=True,
-                )
-                row = json.loads(done.stdout.splitlines()[-1])
-                rows.append({"workload": name, "rule": rule, "jit": jit, **row})
+    kinds = list(itertools.product(_WORKLOADS.value, _JIT.value, _FEEDBACK.value))
+    task = progress.add_task("memory", total=len(kinds))
+    for name, jit, rule in kinds:
+        done = subprocess.run(
+            [sys.executable, __file__, f"--memory_of={name},{rule},{jit}"],
+            env={**os.environ, "TF_CPU_ALLOCATOR_USE_BFC": "1"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode:
+            raise RuntimeError(f"Memory of {name}, {rule}: {done.stderr[-2000:]}")
+        row = json.loads(done.stdout.splitlines()[-1])
+        rows.append({"workload": name, "rule": rule, "jit": jit, **row})
+        progress.advance(task)
     return rows
 
 
