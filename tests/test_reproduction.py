@@ -224,7 +224,7 @@ def test_tuning_is_judged_against_the_best_setting(tmp_path):
     made = section("table1_tuning")
     class_subsets.tuning(made, reproduction.read_runs(tmp_path), tmp_path)
     (table,) = made.tables.values()
-    assert table["FA"].tolist() == [50.0, 50.0, 55.0, 55.0]
+    assert table["FA"].tolist() == ["50.0", "50.0", "55.0", "55.0"]
     verdicts = {claim.partition(":")[0]: holds for claim, holds, _ in made.checks}
     assert verdicts == {"FA": False, "GD": True}
 

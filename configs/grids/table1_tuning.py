@@ -6,6 +6,7 @@ Command: python trainers/sweep.py --grid=configs/grids/table1_tuning.py \
     Without the last partial batch of an epoch, on which the paper is silent:
     --axis="optimizer.learning_rate=[0.01]" --axis="optimizer.weight_decay=[1e-4]" \
     --axis="drop_last=[True]".
+    sign-FA: --axis="rule=['sign_fa']" --axis="optimizer.weight_decay=[1e-4]".
 Expected: 12 cells of 60 epochs, 3 minutes a cell on 2 cores.
 """
 

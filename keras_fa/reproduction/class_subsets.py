@@ -110,9 +110,10 @@ def tuning(section, runs, folder):
     section.data["table1_tuning.csv"] = rows
     wide = rows.pivot(index=settings, columns="method", values="accuracy")
     chosen = [rule for rule in RULES if rule in wide]
+    shown = wide[chosen].map(lambda v: "-" if math.isnan(v) else f"{v:.1f}")
     section.tables[
         "Test accuracy, percent, after the epochs of the grid; one seed."
-    ] = wide[chosen].round(1).rename(columns=drawing.LABELS).reset_index()
+    ] = shown.rename(columns=drawing.LABELS).reset_index()
     for rule in chosen:
         best = wide[rule].idxmax()
         paper = wide[rule].get((0.01, 1e-4, False))
