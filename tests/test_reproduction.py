@@ -220,7 +220,7 @@ def test_tuning_is_judged_against_the_best_setting(tmp_path):
     for cell in sweeps.cells(config, axes):
         better = cell.config.optimizer.learning_rate == 0.03
         gain = 0.05 if better and cell.config.rule == "fa" else 0.01 if better else 0.0
-        leave(cell, tmp_path, [{"epoch": 60, "val_accuracy": 0.5 + gain}])
+        leave(cell, tmp_path, [{"epoch": 40, "val_accuracy": 0.5 + gain}])
     made = section("table1_tuning")
     class_subsets.tuning(made, reproduction.read_runs(tmp_path), tmp_path)
     (table,) = made.tables.values()

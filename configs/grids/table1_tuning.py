@@ -7,7 +7,7 @@ Command: python trainers/sweep.py --grid=configs/grids/table1_tuning.py \
     --axis="optimizer.learning_rate=[0.01]" --axis="optimizer.weight_decay=[1e-4]" \
     --axis="drop_last=[True]".
     sign-FA: --axis="rule=['sign_fa']" --axis="optimizer.weight_decay=[1e-4]".
-Expected: 12 cells of 60 epochs, 3 minutes a cell on 2 cores.
+Expected: 12 cells of 40 epochs, 3 minutes a cell on 2 cores.
 """
 
 
@@ -15,7 +15,7 @@ def get_grid():
     return {
         "config": "cifar100_lenet.py",
         "axes": [
-            {"epochs": [60]},
+            {"epochs": [40]},
             {"rule": ["backprop", "fa"]},
             {"optimizer.learning_rate": [0.003, 0.01, 0.03]},
             {"optimizer.weight_decay": [0.0, 1e-4]},
