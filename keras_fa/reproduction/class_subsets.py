@@ -100,12 +100,13 @@ def tuning(section, runs, folder):
             "learning_rate": run.settings["optimizer.learning_rate"],
             "weight_decay": run.settings["optimizer.weight_decay"],
             "drop_last": run.settings["drop_last"],
+            "sign_scale": run.settings["sign_scale"],
             "epochs": run.settings["epochs"],
             "accuracy": 100 * run.final["val_accuracy"],
         }
         for run in runs
     )
-    settings = ["learning_rate", "weight_decay", "drop_last"]
+    settings = ["learning_rate", "weight_decay", "drop_last", "sign_scale"]
     rows = rows.sort_values(["method", *settings])
     section.data["table1_tuning.csv"] = rows
     wide = rows.pivot(index=settings, columns="method", values="accuracy")
@@ -116,7 +117,7 @@ def tuning(section, runs, folder):
     ] = shown.rename(columns=drawing.LABELS).reset_index()
     for rule in chosen:
         best = wide[rule].idxmax()
-        paper = wide[rule].get((0.01, 1e-4, False))
+        paper = wide[rule].get((0.01, 1e-4, False, "glorot"))
         section.checks.append(
             (
                 f"{drawing.LABELS[rule]}: the paper's setting (0.01, 1e-4) within 2 "
