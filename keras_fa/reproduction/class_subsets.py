@@ -116,14 +116,14 @@ def tuning(section, runs, folder):
         "Test accuracy, percent, after the epochs of the grid; one seed."
     ] = shown.rename(columns=drawing.LABELS).reset_index()
     for rule in chosen:
-        best = wide[rule].idxmax()
+        rate, decay, *_ = wide[rule].idxmax()
         paper = wide[rule].get((0.01, 1e-4, False, "glorot"))
         section.checks.append(
             (
                 f"{drawing.LABELS[rule]}: the paper's setting (0.01, 1e-4) within 2 "
                 "points of the best",
                 None if paper is None else bool(wide[rule].max() - paper <= 2),
-                f"{paper:.1f} against {wide[rule].max():.1f} at {best[:2]}"
+                f"{paper:.1f} against {wide[rule].max():.1f} at ({rate:g}, {decay:g})"
                 if paper is not None
                 else "",
             )
