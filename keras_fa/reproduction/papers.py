@@ -82,10 +82,10 @@ uniform, but for the biases, on which it is silent: ours start at zero.""",
 40 epochs tell which rate is the fastest, not which ends best after 500, for which the \
 paper chose: its 0.01 was kept.""",
     "table2": """\
-An excerpt of Tiny-ImageNet with 20 of its 200 classes, 10 of them drawn, one seed, and \
-7 of the paper's 50 epochs: what 16 minutes a method on one core allow. The numbers say \
-that the methods train, and how they start; the paper's are where they end. The \
-missing cells are the whole grid's, with 50 epochs each.""",
+An excerpt of Tiny-ImageNet with 20 of its 200 classes, 10 of them drawn, one seed, \
+and 7 of the paper's 50 epochs: what 16 minutes a method on one core allow. The \
+numbers say that the methods train, and how they start; the paper's are where they \
+end. The missing cells are the whole grid's, with 50 epochs each.""",
     "table3": """\
 FA, adaFA and sign-FA stay below the paper's value + 2 SE at every width; where they \
 differ by more than two combined standard errors, ours is the smaller: the law is \
