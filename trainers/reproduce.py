@@ -7,10 +7,10 @@ Nothing is trained. Where cells of a grid are missing, the tables are made of th
 are there, and the report names the others.
 """
 
+import ast
 import os
 import pathlib
 import re
-import runpy
 import subprocess
 import sys
 
@@ -95,14 +95,13 @@ def _names(experiments):
 
 def _section(name, experiment, folder):
     """The section of one experiment, from the runs that are there."""
-    from keras_fa import reproduction, sweeps
+    from keras_fa import config, reproduction, sweeps
     from keras_fa.reproduction import papers
 
     path = _ROOT / "configs" / "grids" / f"{experiment.grid}.py"
-    grid = runpy.run_path(str(path))
-    text = grid["__doc__"]
-    grid = grid["get_grid"]()
-    base = runpy.run_path(str(_ROOT / "configs" / grid["config"]))["get_config"]()
+    text = ast.get_docstring(ast.parse(path.read_text()), clean=False)
+    grid = config.read_plan(path, "get_grid", ("axes",))
+    base = grid["config"]
     runs = pathlib.Path(_RUNS.value) / experiment.grid
     missing = {}
     for cell in sweeps.cells(base, grid["axes"]):
