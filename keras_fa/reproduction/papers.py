@@ -74,10 +74,11 @@ Classes. GD reaches 70.3% and 74.8% on our two samples of classes. A standard er
 0.2 leaves no room for such a spread: the paper's repetitions probably shared one.
 
 Learning rate: at 0.03 FA, sign-FA and GD are ahead of 0.01 after 40 epochs, at 0.003 \
-behind; so short a run favours large rates. Weight decay: 0 and 1e-4 differ by less than 1.5 \
-points. drop_last, four steps an epoch instead of five: GD 44.9% instead of 49.4%, so \
-it cannot be what lifts the paper's numbers. The initialisation is the paper's, Glorot \
-uniform, but for the biases, on which it is silent: ours start at zero.""",
+behind; so short a run favours large rates. Weight decay: 0 and 1e-4 differ by less \
+than 1.5 points. drop_last, four steps an epoch instead of five: GD 44.9% instead of \
+49.4%, so it cannot be what lifts the paper's numbers. The initialisation is the \
+paper's, Glorot uniform, but for the biases, on which it is silent: ours start at \
+zero.""",
     "table1_tuning": """\
 40 epochs tell which rate is the fastest, not which ends best after 500, for which the \
 paper chose: its 0.01 was kept.""",
