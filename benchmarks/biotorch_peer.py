@@ -1,4 +1,4 @@
-"""Training steps in biotorch, for trainers/benchmark.py --peer=biotorch.
+"""Training steps in biotorch, for benchmarks/run.py --peer=biotorch.
 
 Runs under an interpreter that has biotorch and torch, which keras_fa does not need.
 Reads a question a line from standard input and answers each with a line: what to make,

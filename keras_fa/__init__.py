@@ -4,26 +4,32 @@ import importlib
 
 from keras_fa import gradients, layers, models, optimizers, rules
 
-# Rooms that bring a data set library or a plotting library load on first use.
-_LAZY = (
-    "analysis",
-    "benchmarks",
-    "callbacks",
-    "datasets",
-    "distribution",
-    "experiment",
-    "figures",
-    "losses",
-    "reproduction",
-    "results",
-    "sweeps",
-    "tuning",
-)
+# Rooms that bring a data set library or a plotting library load on first use. Those of
+# the laboratory have a short name here.
+_LAZY = {
+    "analysis": "analysis",
+    "callbacks": "callbacks",
+    "config": "lab.config",
+    "datasets": "datasets",
+    "distribution": "distribution",
+    "experiment": "lab.run",
+    "figures": "figures",
+    "lab": "lab",
+    "losses": "losses",
+    "papers": "papers",
+    "results": "lab.run_folder",
+    "sweeps": "lab.sweep",
+    "tuning": "lab.tuning",
+}
 
-__all__ = ["gradients", "layers", "models", "optimizers", "rules", *_LAZY]
+__all__ = ["gradients", "layers", "models", "optimizers", "rules", *sorted(_LAZY)]
+
+
+def __dir__():
+    return sorted({*globals(), *__all__})
 
 
 def __getattr__(name):
     if name in _LAZY:
-        return importlib.import_module(f"keras_fa.{name}")
+        return importlib.import_module(f"keras_fa.{_LAZY[name]}")
     raise AttributeError(f"module 'keras_fa' has no attribute {name!r}")

@@ -6,8 +6,8 @@ import pathlib
 import matplotlib.figure
 import numpy as np
 
-from keras_fa import results
-from keras_fa.analysis import dominance
+from keras_fa import analysis
+from keras_fa.lab import run_folder
 
 _LABELS = {"backprop": "BP", "fa": "FA", "ada_fa": "adaFA", "sign_fa": "sign-FA"}
 COLORS = {
@@ -185,12 +185,12 @@ def loss_bound(runs, path, beta=2.0):
         frame = frame[["flow_time", "gradient_inner", "gradient_loss"]].dropna()
         inner, loss = (frame[k].to_numpy() for k in ("gradient_inner", "gradient_loss"))
         if len(loss) and np.all(inner > 0):
-            alpha = dominance.running_alpha(inner, loss, beta)[-1]
+            alpha = analysis.running_alpha(inner, loss, beta)[-1]
             panels[rule] = (frame["flow_time"].to_numpy(), loss, alpha)
 
     def draw(axis, rule):
         time, loss, alpha = panels[rule]
-        bound = dominance.loss_bound(time, alpha, beta, loss[0])
+        bound = analysis.loss_bound(time, alpha, beta, loss[0])
         axis.plot(time, bound, "--", color="#888888", label="bound")
         axis.plot(time, loss, **_line(rule))
         axis.set(title=rf"{_LABELS.get(rule, rule)}: $\alpha$ = {alpha:.3g}")
@@ -238,7 +238,10 @@ def search(table, objective, space, path):
 
 def _frames(runs):
     """(rule, log) of each run folder."""
-    return [(results.read_config(run)["rule"], results.read_frame(run)) for run in runs]
+    return [
+        (run_folder.read_config(run)["rule"], run_folder.read_frame(run))
+        for run in runs
+    ]
 
 
 def _keys(frames, prefix):

@@ -8,14 +8,15 @@ import keras
 import numpy as np
 import pytest
 
-from keras_fa import benchmarks, layers
+from benchmarks import measure
+from keras_fa import layers
 
 
 def test_calls_take_turns_and_nobody_always_goes_first():
     order = []
     calls = {name: lambda name=name: order.append(name) for name in "abc"}
     seen = []
-    seconds = benchmarks.take_turns(calls, 6, on_round=lambda: seen.append(len(order)))
+    seconds = measure.take_turns(calls, 6, on_round=lambda: seen.append(len(order)))
     assert seen == [9, 12, 15, 18, 21, 24], "after two rounds that do not count"
     assert {name: len(values) for name, values in seconds.items()} == dict.fromkeys(
         "abc", 6
@@ -28,7 +29,7 @@ def test_calls_take_turns_and_nobody_always_goes_first():
 def test_a_call_may_time_itself():
     times = iter([9.0, 9.0, 1.0, 2.0, 3.0])
     calls = {"own": lambda: next(times), "other": lambda: 7.0}
-    seconds = benchmarks.take_turns(calls, 3, ["own"])
+    seconds = measure.take_turns(calls, 3, ["own"])
     assert seconds["own"] == [1.0, 2.0, 3.0]
     assert max(seconds["other"]) < 1.0
 
@@ -36,7 +37,7 @@ def test_a_call_may_time_itself():
 def test_a_ratio_is_the_median_within_rounds():
     # The machine is three times slower in the second round: the ratio does not see it.
     seconds = {"base": [1.0, 3.0, 1.0], "ours": [1.1, 3.3, 1.2]}
-    base, ours = benchmarks.summarise(seconds, {"ours": "base"})
+    base, ours = measure.summarise(seconds, {"ours": "base"})
     assert "ratio" not in base
     assert ours["to"] == "base"
     assert ours["ratio"] == pytest.approx(1.1)
@@ -62,14 +63,14 @@ def test_a_ratio_is_the_median_within_rounds():
     ],
 )
 def test_operations_of_a_step(name, expected):
-    workload = benchmarks.WORKLOADS[name]
-    assert benchmarks.operations(workload.make("fa"), workload.batch) == expected
+    workload = measure.WORKLOADS[name]
+    assert measure.operations(workload.make("fa"), workload.batch) == expected
 
 
 @pytest.mark.parametrize("name", ["mlp", "lenet128", "resnet18"])
 def test_stock_is_keras_alone_of_the_same_shapes(name):
-    stock = benchmarks.WORKLOADS[name].make("stock")
-    ours = benchmarks.WORKLOADS[name].make("backprop")
+    stock = measure.WORKLOADS[name].make("stock")
+    ours = measure.WORKLOADS[name].make("backprop")
     kinds = (layers.FeedbackDense, layers.FeedbackConv2D)
     assert not any(isinstance(layer, kinds) for layer in stock.layers)
     assert any(isinstance(layer, kinds) for layer in ours.layers)
@@ -78,10 +79,10 @@ def test_stock_is_keras_alone_of_the_same_shapes(name):
 
 
 def test_a_step_is_that_of_train_on_batch():
-    workload = benchmarks.Workload("mlp", (12,), 5)
+    workload = measure.Workload("mlp", (12,), 5)
     x, y = workload.batch_of()
     model, reference = workload.make("sign_fa"), workload.make("sign_fa")
-    step = benchmarks.step(model, x, y, False)
+    step = measure.step(model, x, y, False)
     for _ in range(3):
         step()
         reference.train_on_batch(x, y)
@@ -91,7 +92,7 @@ def test_a_step_is_that_of_train_on_batch():
 
 def test_memory_says_what_makes_the_profiler_count():
     with pytest.raises(RuntimeError, match="TF_CPU_ALLOCATOR_USE_BFC=1"):
-        benchmarks.memory("mlp", "fa", False, 1)
+        measure.memory("mlp", "fa", False, 1)
 
 
 _PEER = """
@@ -111,26 +112,26 @@ for line in sys.stdin:
 def test_a_peer_answers_and_one_that_does_not_start_says_why(tmp_path):
     script = tmp_path / "peer.py"
     script.write_text(_PEER)
-    peer = benchmarks.Peer(script, sys.executable, 2)
+    peer = measure.Peer(script, sys.executable, 2)
     try:
         assert peer.versions == {"rules": ["fa"], "threads": "2"}
-        assert peer.step(benchmarks.WORKLOADS["mlp"], "fa")() == 0.25
+        assert peer.step(measure.WORKLOADS["mlp"], "fa")() == 0.25
     finally:
         peer.close()
     script.write_text("raise SystemExit('no such library')")
     with pytest.raises(RuntimeError, match="no such library"):
-        benchmarks.Peer(script, sys.executable, 2)
+        measure.Peer(script, sys.executable, 2)
 
 
 def test_the_package_loads_no_heavy_library():
-    (_, ours) = benchmarks.start(2)
+    (_, ours) = measure.start(2)
     assert ours["heavy"] == []
 
 
 def test_the_command_line(tmp_path):
     def call(*arguments):
         return subprocess.run(
-            [sys.executable, "trainers/benchmark.py", *arguments],
+            [sys.executable, "benchmarks/run.py", *arguments],
             capture_output=True,
             text=True,
             timeout=200,

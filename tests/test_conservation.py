@@ -9,8 +9,7 @@ from keras import layers, ops
 
 from keras_fa import layers as feedback
 from keras_fa import models, rules
-from keras_fa.analysis import conserved_groups, potentials
-from keras_fa.analysis.ledger import Ledger
+from keras_fa.analysis import Ledger, conserved_groups, potentials
 
 # Biases and BatchNorm's scales away from their special initial values.
 _random = functools.partial(keras.initializers.RandomNormal, stddev=0.3)

@@ -15,7 +15,8 @@ import pytest
 import tensorflow as tf
 
 import keras_fa
-from keras_fa import distribution, losses, results, rules
+from keras_fa import distribution, losses, rules
+from keras_fa.lab import run_folder
 
 ROOT = pathlib.Path(__file__).parents[1]
 # 61 examples in batches of 16 leave a partial batch, which two replicas cannot halve.
@@ -328,7 +329,7 @@ def test_a_killed_worker_ends_the_others_and_all_resume(tmp_path):
         launcher = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
         try:
             deadline = time.monotonic() + 200
-            while len(results.read_metrics(tmp_path / "two")) < 4:
+            while len(run_folder.read_metrics(tmp_path / "two")) < 4:
                 assert launcher.poll() is None and time.monotonic() < deadline
                 time.sleep(0.05)
             os.kill(_workers_of(launcher)[1], signal.SIGKILL)
@@ -341,16 +342,16 @@ def test_a_killed_worker_ends_the_others_and_all_resume(tmp_path):
     # Measured: 9 seconds.
     assert time.monotonic() - killed < 60
     assert "Another worker stopped" in text
-    assert results.read_summary(tmp_path / "two") is None
+    assert run_folder.read_summary(tmp_path / "two") is None
 
     again = subprocess.run(command, cwd=ROOT, capture_output=True, timeout=200)
     assert again.returncode == 0, again.stdout[-3000:]
     one = [*train_py, f"--workdir={tmp_path / 'one'}"]
     subprocess.run(one, cwd=ROOT, capture_output=True, timeout=200, check=True)
-    assert results.read_summary(tmp_path / "two")["status"] == "finished"
+    assert run_folder.read_summary(tmp_path / "two")["status"] == "finished"
     pairs = zip(
-        results.read_metrics(tmp_path / "two"),
-        results.read_metrics(tmp_path / "one"),
+        run_folder.read_metrics(tmp_path / "two"),
+        run_folder.read_metrics(tmp_path / "one"),
         strict=True,
     )
     for two, single in pairs:

@@ -8,7 +8,7 @@ import pytest
 from keras import layers, ops
 
 from keras_fa import analysis, rules
-from keras_fa.analysis import dominance
+from keras_fa.analysis import _dominance as dominance
 from keras_fa.layers import FeedbackDense
 
 

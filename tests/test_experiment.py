@@ -13,9 +13,10 @@ import pytest
 import tensorflow as tf
 from tensorflow.python.framework import config as tf_config
 
-from keras_fa import experiment, results, rules
-from keras_fa.checkpoints import CheckpointError, Checkpoints
+from keras_fa import experiment, rules
 from keras_fa.config import default_config
+from keras_fa.lab import run_folder
+from keras_fa.lab.checkpoints import CheckpointError, Checkpoints
 
 ROOT = pathlib.Path(__file__).parents[1]
 TRAIN = [sys.executable, "trainers/train.py", "--config=configs/digits.py"]
@@ -34,7 +35,7 @@ def digits(**changes):
 
 def lines(path):
     """The log of a run but for its clock."""
-    kept = results.read_metrics(path)
+    kept = run_folder.read_metrics(path)
     for line in kept:
         del line["seconds"]
     return kept
@@ -71,11 +72,11 @@ def command(*arguments):
 
 def test_a_run_leaves_its_folder(tmp_path):
     summary = experiment.run(digits(), tmp_path / "run")
-    assert summary == results.read_summary(tmp_path / "run")
+    assert summary == run_folder.read_summary(tmp_path / "run")
     assert summary["status"] == "finished"
     assert summary["epochs"] == 3
     assert summary["parameters"] == 64 * 16 + 16 + 16 * 10 + 10
-    log = results.read_metrics(tmp_path / "run")
+    log = run_folder.read_metrics(tmp_path / "run")
     assert [line["epoch"] for line in log] == [0, 1, 2, 3]
     assert summary["final"] == log[-1]
     assert log[-1]["loss"] < log[1]["loss"]
@@ -125,20 +126,20 @@ def test_stopped_and_resumed_equals_undisturbed(tmp_path, rule, stop):
         stderr=subprocess.DEVNULL,
     )
     deadline = time.monotonic() + 100
-    while len(results.read_metrics(killed)) < 10 and time.monotonic() < deadline:
+    while len(run_folder.read_metrics(killed)) < 10 and time.monotonic() < deadline:
         assert process.poll() is None, "the run ended before it could be stopped"
         time.sleep(0.02)
     process.send_signal(stop)
     assert process.wait() == (130 if stop == signal.SIGINT else -stop)
-    reached = len(results.read_metrics(killed))
+    reached = len(run_folder.read_metrics(killed))
     assert 10 <= reached < 60, "the kill came outside the run"
-    assert results.read_summary(killed) is None
+    assert run_folder.read_summary(killed) is None
 
     again = command(*arguments, f"--workdir={killed}")
     assert again.returncode == 0, again.stderr
     undisturbed = command(*arguments, f"--workdir={whole}")
     assert undisturbed.returncode == 0, undisturbed.stderr
-    assert results.read_summary(killed)["status"] == "finished"
+    assert run_folder.read_summary(killed)["status"] == "finished"
     assert lines(killed) == lines(whole)
     assert equal(weights(killed), weights(whole))
 
@@ -230,7 +231,7 @@ def test_a_finished_run_is_not_run_again_and_another_config_refused(tmp_path):
     before = (tmp_path / "metrics.jsonl").stat().st_mtime_ns
     assert experiment.run(digits(), tmp_path) == first
     assert (tmp_path / "metrics.jsonl").stat().st_mtime_ns == before
-    with pytest.raises(results.RunFolderError, match=r"learning_rate: 0\.02"):
+    with pytest.raises(run_folder.RunFolderError, match=r"learning_rate: 0\.02"):
         experiment.run(digits(optimizer={"learning_rate": 0.03}), tmp_path)
 
 
@@ -333,7 +334,7 @@ def test_extra_callbacks_see_what_the_instruments_read(tmp_path):
     config = digits(epochs=4, log_every=2, checkpoint_every=2)
     summary = experiment.run(config, tmp_path, extra_callbacks=[extra])
     assert seen == [(0, True, True), (1, True, True)]
-    log = results.read_metrics(tmp_path)
+    log = run_folder.read_metrics(tmp_path)
     assert [line.get("extra") for line in log] == [None, 0.0, 10.0]
     assert "drift/dense_1" in summary["final"]
 
@@ -356,7 +357,9 @@ def test_schedule_and_full_batch(tmp_path):
         schedule={"boundaries": (2, 6), "factors": (0.1, 0.01)},
     )
     experiment.run(config, tmp_path)
-    rates = {e["epoch"]: e.get("learning_rate") for e in results.read_metrics(tmp_path)}
+    rates = {
+        e["epoch"]: e.get("learning_rate") for e in run_folder.read_metrics(tmp_path)
+    }
     # Logged after the period: the rate of the step that comes next.
     expected = {0: None, 2: 0.002, 4: 0.002, 6: 0.0002, 8: 0.0002}
     assert rates.keys() == expected.keys()
@@ -386,7 +389,7 @@ def test_the_command_line(tmp_path):
         [cell.strip() for cell in line.split("│")] for line in done.stdout.splitlines()
     ]
     for rule in ("fa", "sign_fa"):
-        summary = results.read_summary(tmp_path / "run" / rule)
+        summary = run_folder.read_summary(tmp_path / "run" / rule)
         final = summary["final"]
         [row] = [cells for cells in rows if rule in cells]
         assert str(summary["epochs"]) in row

@@ -6,7 +6,8 @@ import matplotlib.figure
 import numpy as np
 import pytest
 
-from keras_fa import figures, results
+from keras_fa import figures
+from keras_fa.lab import run_folder
 
 
 @pytest.fixture
@@ -24,7 +25,7 @@ def drawn(monkeypatch):
 
 
 def run(folder, rule, lines):
-    with results.RunFolder(folder, {"rule": rule}) as writer:
+    with run_folder.RunFolder(folder, {"rule": rule}) as writer:
         writer.begin(-1)
         for epoch, line in enumerate(lines):
             writer.log({"epoch": epoch, **line})

@@ -5,8 +5,7 @@ import tensorflow as tf
 from keras import layers
 
 from keras_fa import models
-from keras_fa.analysis import conserved_groups, potentials
-from keras_fa.analysis.ledger import Ledger
+from keras_fa.analysis import Ledger, conserved_groups, potentials
 from keras_fa.layers import FeedbackConv2D, FeedbackDense
 
 

@@ -9,8 +9,9 @@ import pytest
 import rich.progress
 import tensorflow as tf
 
-from keras_fa import losses, models, recording, results
+from keras_fa import losses, models
 from keras_fa.config import default_config
+from keras_fa.lab import recording, run_folder
 
 RANDOM = np.random.default_rng(0)
 X = RANDOM.normal(size=(23, 6)).astype("float32")
@@ -84,13 +85,13 @@ def recorder(folder, **changes):
 
 
 def test_checkpoints_come_at_their_epochs_and_at_the_end(tmp_path):
-    with results.RunFolder(tmp_path, {}) as folder:
+    with run_folder.RunFolder(tmp_path, {}) as folder:
         made = recorder(folder)
         for period in range(5):
             made.on_epoch_begin(period)
             made.on_epoch_end(period, {"loss": 1.0})
     assert made.checkpoints.saved == [4, 8, 10]
-    lines = results.read_metrics(tmp_path)
+    lines = run_folder.read_metrics(tmp_path)
     assert [line["epoch"] for line in lines] == [2, 4, 6, 8, 10]
     assert [line["flow_time"] for line in lines] == pytest.approx(
         [0.01 * 3 * line["epoch"] for line in lines]
@@ -100,19 +101,19 @@ def test_checkpoints_come_at_their_epochs_and_at_the_end(tmp_path):
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf])
 def test_a_diverged_epoch_is_logged_but_not_kept(tmp_path, loss):
-    with results.RunFolder(tmp_path, {}) as folder:
+    with run_folder.RunFolder(tmp_path, {}) as folder:
         made = recorder(folder, checkpoint_every=2)
         made.on_epoch_begin(0)
         made.on_epoch_end(0, {"loss": loss})
     assert made.diverged and made.model.stop_training
     assert made.checkpoints.saved == []
-    assert results.read_metrics(tmp_path)[0]["loss"] is None
+    assert run_folder.read_metrics(tmp_path)[0]["loss"] is None
 
 
 def test_the_clock(tmp_path, monkeypatch):
     clock, per_step = [100.0], []
     monkeypatch.setattr(recording.time, "perf_counter", lambda: clock[0])
-    with results.RunFolder(tmp_path, {}) as folder:
+    with run_folder.RunFolder(tmp_path, {}) as folder:
         made = recorder(folder)
         made.set_state({"seconds": 5.0})
         assert made.seconds_per_step() is None
@@ -126,7 +127,7 @@ def test_the_clock(tmp_path, monkeypatch):
     # A period has 6 steps; the first, with the tracing, counts only while it is alone.
     assert per_step == [60 / 6, 3 / 6, 4.5 / 6, 6 / 6]
     assert made.get_state() == {"seconds": 5.0 + 60 + 3 + 6 + 12 + 4}
-    logged = [line["seconds"] for line in results.read_metrics(tmp_path)]
+    logged = [line["seconds"] for line in run_folder.read_metrics(tmp_path)]
     assert logged == [66.0, 70.0, 77.0, 90.0]
 
 

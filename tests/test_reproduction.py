@@ -12,12 +12,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from keras_fa import reproduction, results, sweeps
-from keras_fa.reproduction import (
+from keras_fa import papers, sweeps
+from keras_fa.lab import run_folder
+from keras_fa.papers import (
     class_subsets,
     drawing,
     noisy_mnist,
-    papers,
+    printed,
     report,
     sections,
     song,
@@ -36,7 +37,7 @@ def grid(name):
 def leave(cell, root, lines, status="finished"):
     """A run folder as a run leaves it, with log lines of our choosing."""
     folder = root / cell.name
-    with results.RunFolder(folder, cell.config.to_dict()) as run:
+    with run_folder.RunFolder(folder, cell.config.to_dict()) as run:
         run.begin(-1)
         for line in lines:
             run.log(line)
@@ -72,12 +73,12 @@ def table3_runs(root, axes, value):
 
 
 def section(name="table3", **fields):
-    return reproduction.Section(name, "Title", "source", **fields)
+    return papers.Section(name, "Title", "source", **fields)
 
 
 def test_aggregate_gives_mean_deviation_and_standard_error():
     table = pd.DataFrame({"a": [1, 1, 1, 2], "v": [1.0, 2.0, 6.0, 5.0]})
-    one, two = results.aggregate(table, ["a"], ["v"]).to_dict("records")
+    one, two = run_folder.aggregate(table, ["a"], ["v"]).to_dict("records")
     assert one["v_mean"] == 3 and one["seeds"] == 3
     assert one["v_sd"] == pytest.approx(math.sqrt((4 + 1 + 9) / 2))
     assert one["v_se"] == pytest.approx(one["v_sd"] / math.sqrt(3))
@@ -149,7 +150,7 @@ def test_table3_and_its_checks(tmp_path):
         return base * (1 if cell.config.seed == 0 else 3)
 
     table3_runs(tmp_path, axes, value)
-    runs = reproduction.read_runs(tmp_path)
+    runs = papers.read_runs(tmp_path)
     assert len(runs) == 8
     made = section()
     noisy_mnist.table3(made, runs, tmp_path)
@@ -178,7 +179,7 @@ def test_alignment_checks_know_what_is_missing(tmp_path):
     cells = table3_runs(tmp_path, axes, lambda cell: 0.1)
     (tmp_path / cells[-1].name / "summary.json").unlink()
     made = section("fig3")
-    noisy_mnist.figure3(made, reproduction.read_runs(tmp_path), tmp_path)
+    noisy_mnist.figure3(made, papers.read_runs(tmp_path), tmp_path)
     verdicts = {claim: holds for claim, holds, _ in made.checks}
     assert verdicts["width 15: adaFA's alignment above FA's"] is True
     assert verdicts["width 30: adaFA's alignment above FA's"] is None
@@ -198,7 +199,7 @@ def test_accuracy_ratios_compare_on_the_same_classes(tmp_path):
         key = cell.config.rule, cell.config.dataset.class_seed
         leave(cell, tmp_path, [{"epoch": 500, "val_accuracy": accuracy[key]}])
     made = section("table1")
-    class_subsets.accuracies(made, reproduction.read_runs(tmp_path), tmp_path, 1)
+    class_subsets.accuracies(made, papers.read_runs(tmp_path), tmp_path, 1)
     table = made.data["table1.csv"].set_index("method")
     assert table.loc["fa", "accuracy_mean"] == pytest.approx(42.5)
     assert table.loc["backprop", "accuracy_se"] == pytest.approx(15)
@@ -222,7 +223,7 @@ def test_tuning_is_judged_against_the_best_setting(tmp_path):
         gain = 0.05 if better and cell.config.rule == "fa" else 0.01 if better else 0.0
         leave(cell, tmp_path, [{"epoch": 40, "val_accuracy": 0.5 + gain}])
     made = section("table1_tuning")
-    class_subsets.tuning(made, reproduction.read_runs(tmp_path), tmp_path)
+    class_subsets.tuning(made, papers.read_runs(tmp_path), tmp_path)
     (table,) = made.tables.values()
     assert table["FA"].tolist() == ["50.0", "50.0", "55.0", "55.0"]
     verdicts = {claim.partition(":")[0]: holds for claim, holds, _ in made.checks}
@@ -243,7 +244,7 @@ def test_song_tables_and_checks(tmp_path):
         line = {"alignment/dense_2": cosine[key], "loss": 0.25}
         leave(cell, tmp_path, [{"epoch": e, **line} for e in (0, 50, 100)])
     made = section("song_synthetic")
-    song.song_synthetic(made, reproduction.read_runs(tmp_path), tmp_path)
+    song.song_synthetic(made, papers.read_runs(tmp_path), tmp_path)
     table = made.data["song_synthetic.csv"]
     assert list(table.columns) == [
         "activation",
@@ -264,7 +265,7 @@ def test_song_tables_and_checks(tmp_path):
 def test_the_report_is_one_file_with_everything_in_it(tmp_path):
     axes = [{"seed": [0]}, {"model.hidden_units": [(15,)]}, {"rule": ["fa"]}]
     table3_runs(tmp_path / "runs", axes, lambda cell: 0.1)
-    runs = reproduction.read_runs(tmp_path / "runs")
+    runs = papers.read_runs(tmp_path / "runs")
     made = section(
         runs=runs,
         missing={"seed=1,<b>": "open"},
@@ -297,8 +298,8 @@ def test_grids_are_whole(path):
 
 def test_every_experiment_has_a_grid():
     stems = {path.stem for path in GRIDS}
-    assert {e.grid for e in reproduction.EXPERIMENTS.values()} <= stems
-    assert papers.REMARKS.keys() <= reproduction.EXPERIMENTS.keys()
+    assert {e.grid for e in papers.EXPERIMENTS.values()} <= stems
+    assert printed.REMARKS.keys() <= papers.EXPERIMENTS.keys()
 
 
 def test_the_command_line(tmp_path):

@@ -8,8 +8,8 @@ import sys
 import numpy as np
 import pytest
 
-from keras_fa import results
-from keras_fa.results import RunFolder, RunFolderBusyError, RunFolderError
+from keras_fa.lab import run_folder
+from keras_fa.lab.run_folder import RunFolder, RunFolderBusyError, RunFolderError
 
 
 def test_round_trip(tmp_path):
@@ -21,10 +21,13 @@ def test_round_trip(tmp_path):
         assert folder.summary() is None
         folder.finish({"status": "finished"})
     path = tmp_path / "run"
-    assert results.read_config(path) == {"seed": 1, "model": {"hidden_units": [3, 4]}}
-    assert results.read_metrics(path)[1] == {"epoch": 2, "loss": None, "x": [0, 1]}
-    assert results.read_summary(path) == {"status": "finished"}
-    frame = results.read_frame(path)
+    assert run_folder.read_config(path) == {
+        "seed": 1,
+        "model": {"hidden_units": [3, 4]},
+    }
+    assert run_folder.read_metrics(path)[1] == {"epoch": 2, "loss": None, "x": [0, 1]}
+    assert run_folder.read_summary(path) == {"status": "finished"}
+    frame = run_folder.read_frame(path)
     assert frame["epoch"].tolist() == [1, 2]
     assert np.isnan(frame["loss"][1])
 
@@ -39,7 +42,7 @@ def test_another_configuration_is_refused_and_nothing_is_lost(tmp_path):
         RunFolder(tmp_path, {"a": {"b": 3}, "c": 2}).__enter__()
     assert not isinstance(refusal.value, RunFolderBusyError)
     assert (tmp_path / "config.json").read_bytes() == before
-    assert len(results.read_metrics(tmp_path)) == 1
+    assert len(run_folder.read_metrics(tmp_path)) == 1
 
 
 def test_a_run_that_never_began_leaves_the_folder_free(tmp_path):
@@ -47,7 +50,7 @@ def test_a_run_that_never_began_leaves_the_folder_free(tmp_path):
         pass
     with RunFolder(tmp_path, {"rule": "fa"}) as folder:
         folder.begin(-1)
-    assert results.read_config(tmp_path) == {"rule": "fa"}
+    assert run_folder.read_config(tmp_path) == {"rule": "fa"}
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path):
@@ -59,14 +62,14 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
 def test_one_process_at_a_time_and_the_lock_dies_with_its_holder(tmp_path):
     program = (
         "import sys, time\n"
-        "from results import RunFolder\n"
+        "from run_folder import RunFolder\n"
         "folder = RunFolder(sys.argv[1], {})\n"
         "folder.__enter__()\n"
         "print('held', flush=True)\n"
         "time.sleep(60)\n"
     )
     # Importing the package would load TensorFlow; this room alone does not need it.
-    source = os.path.dirname(results.__file__)
+    source = os.path.dirname(run_folder.__file__)
     holder = subprocess.Popen(
         [sys.executable, "-c", program, str(tmp_path)],
         stdout=subprocess.PIPE,
@@ -88,7 +91,7 @@ def test_resuming_drops_later_epochs_and_a_torn_line(tmp_path):
             folder.log({"epoch": epoch})
         with open(tmp_path / "metrics.jsonl", "a") as file:
             file.write('{"epoch": 4, "lo')
-        assert [line["epoch"] for line in results.read_metrics(tmp_path)] == [
+        assert [line["epoch"] for line in run_folder.read_metrics(tmp_path)] == [
             0,
             1,
             2,
@@ -102,14 +105,14 @@ def test_resuming_drops_later_epochs_and_a_torn_line(tmp_path):
 
 def test_a_failed_write_leaves_the_old_file_whole(tmp_path, monkeypatch):
     path = tmp_path / "file"
-    results.write_text(path, "old")
+    run_folder.write_text(path, "old")
 
     def full(*_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
-        results.write_text(path, "new")
+        run_folder.write_text(path, "new")
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["file"]
 
@@ -139,10 +142,10 @@ def test_clear_takes_the_results_and_leaves_the_configuration(tmp_path):
         assert folder.summary() is None
     left = {path.name for path in tmp_path.iterdir() if not path.name.startswith(".")}
     assert left == {"config.json"}
-    assert results.read_config(tmp_path) == config
-    assert results.read_metrics(tmp_path) == []
+    assert run_folder.read_config(tmp_path) == config
+    assert run_folder.read_metrics(tmp_path) == []
 
 
 def test_no_run(tmp_path):
     with pytest.raises(RunFolderError, match=r"config\.json is missing"):
-        results.read_config(tmp_path)
+        run_folder.read_config(tmp_path)

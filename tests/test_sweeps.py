@@ -16,8 +16,9 @@ import time
 import pytest
 from rich.console import Console
 
-from keras_fa import results, sweeps
+from keras_fa import sweeps
 from keras_fa.config import default_config
+from keras_fa.lab import grid, pool, run_folder
 
 ROOT = pathlib.Path(__file__).parents[1]
 SWEEP = [sys.executable, "trainers/sweep.py"]
@@ -59,7 +60,7 @@ def write_grid(folder, axes, epochs=EPOCHS):
 
 def leave(cell, workdir, summary=None):
     """A run folder with a line and a checkpoint, as a run would leave it."""
-    with results.RunFolder(workdir / cell.name, cell.config.to_dict()) as run:
+    with run_folder.RunFolder(workdir / cell.name, cell.config.to_dict()) as run:
         run.begin(-1)
         run.log({"epoch": 0, "loss": 1.0})
         (run.path / "checkpoints").mkdir()
@@ -72,7 +73,7 @@ def lines(path):
     """The log of a run but for its clock."""
     return [
         {key: value for key, value in line.items() if key != "seconds"}
-        for line in results.read_metrics(path)
+        for line in run_folder.read_metrics(path)
     ]
 
 
@@ -181,10 +182,10 @@ def test_status_of_every_kind(tmp_path):
     leave(cells[1], tmp_path)
     leave(cells[2], tmp_path, {"status": "finished"})
     leave(cells[3], tmp_path, {"status": "diverged"})
-    sweeps._fail(cells[4], tmp_path, "ValueError: no", "Traceback ...")
+    grid.fail(cells[4], tmp_path, "ValueError: no", "Traceback ...")
     # One that went wrong only after it had begun.
     leave(cells[5], tmp_path)
-    sweeps._fail(cells[5], tmp_path, "OSError: full")
+    grid.fail(cells[5], tmp_path, "OSError: full")
     assert [sweeps.status(cell, tmp_path) for cell in cells] == [
         sweeps.OPEN,
         sweeps.INTERRUPTED,
@@ -230,7 +231,7 @@ def test_estimates_come_from_the_nearest_finished_cells(tmp_path):
 def test_clear_makes_room_for_another_try(tmp_path):
     failed, diverged, finished, open_ = sweeps.cells(base(), [{"seed": [0, 1, 2, 3]}])
     leave(failed, tmp_path)
-    sweeps._fail(failed, tmp_path, "OSError: full")
+    grid.fail(failed, tmp_path, "OSError: full")
     leave(diverged, tmp_path, {"status": "diverged"})
     leave(finished, tmp_path, {"status": "finished"})
     for cell in (failed, diverged, finished, open_):
@@ -252,21 +253,21 @@ def test_clear_refuses_what_another_process_holds(tmp_path, monkeypatch):
     leave(cell, tmp_path, {"status": "diverged"})
     # Locks of two open files exclude each other even within one process.
     with (
-        results.RunFolder(tmp_path / cell.name, cell.config.to_dict()),
-        pytest.raises(results.RunFolderBusyError, match="Another process"),
+        run_folder.RunFolder(tmp_path / cell.name, cell.config.to_dict()),
+        pytest.raises(run_folder.RunFolderBusyError, match="Another process"),
     ):
         sweeps.clear(cell, tmp_path)
     assert sweeps.status(cell, tmp_path) == sweeps.DIVERGED
 
     # Another sweep runs it again between the look and the lock: its work is kept.
-    def enter(run, original=results.RunFolder.__enter__):
+    def enter(run, original=run_folder.RunFolder.__enter__):
         run.finish({"status": "finished"})
         return original(run)
 
-    monkeypatch.setattr(results.RunFolder, "__enter__", enter)
+    monkeypatch.setattr(run_folder.RunFolder, "__enter__", enter)
     sweeps.clear(cell, tmp_path)
     assert sweeps.status(cell, tmp_path) == sweeps.FINISHED
-    assert len(results.read_metrics(tmp_path / cell.name)) == 1
+    assert len(run_folder.read_metrics(tmp_path / cell.name)) == 1
 
 
 # The pool, with workers that need no process.
@@ -304,10 +305,10 @@ def scripted(monkeypatch):
     class Worker(_Scripted):
         pass
 
-    monkeypatch.setattr(sweeps, "_Worker", Worker)
-    monkeypatch.setattr(sweeps.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(pool, "_Worker", Worker)
+    monkeypatch.setattr(pool.time, "sleep", lambda seconds: None)
     clock = itertools.count()
-    monkeypatch.setattr(sweeps.time, "monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr(pool.time, "monotonic", lambda: float(next(clock)))
     return Worker
 
 
@@ -320,7 +321,7 @@ def test_a_worker_that_dies_while_idle_costs_no_cell(tmp_path, scripted):
 
 
 def test_a_cell_of_another_sweep_is_waited_for(tmp_path, scripted, monkeypatch):
-    monkeypatch.setattr(sweeps, "_CELLS_PER_PROCESS", 2)
+    monkeypatch.setattr(pool, "_CELLS_PER_PROCESS", 2)
     [cell] = sweeps.cells(base(), [{"seed": [0]}])
     scripted.give = lambda self, cell: vars(self).update(cell=cell, done=self.done + 1)
     scripted.usable = property(lambda self: self.done < 2, lambda self, value: None)
@@ -355,7 +356,7 @@ def kill_when_at_work(workdir, name):
 
     def kill():
         wait_until(
-            lambda: len(results.read_metrics(workdir / name)) > 5,
+            lambda: len(run_folder.read_metrics(workdir / name)) > 5,
             _PATIENCE,
             "it never began",
         )
@@ -423,7 +424,7 @@ def test_mishaps_are_recorded_and_stop_nothing(mishaps):
 def test_what_is_over_is_not_run_again(mishaps, monkeypatch):
     folder, cells, states, _ = mishaps
     before = state_of(folder / "runs")
-    monkeypatch.setattr(sweeps, "_Worker", None)
+    monkeypatch.setattr(pool, "_Worker", None)
     again = sweeps.run(cells, folder / "runs", console=Console(quiet=True))
     assert again == states
     assert state_of(folder / "runs") == before
@@ -570,7 +571,7 @@ class _Watch:
     """
 
     def __init__(self, workdir, cells):
-        self._paths = {name: workdir / name / results.METRICS for name in cells}
+        self._paths = {name: workdir / name / run_folder.METRICS for name in cells}
         self.begun = dict.fromkeys(cells, 0)
         self._inodes = {name: self._inode(name) for name in cells}
         self._over = threading.Event()

@@ -15,8 +15,9 @@ import keras_tuner
 import numpy as np
 import pytest
 
-from keras_fa import datasets, results, tuning
+from keras_fa import datasets, tuning
 from keras_fa.config import default_config
+from keras_fa.lab import run_folder
 
 ROOT = pathlib.Path(__file__).parents[1]
 RATE = {"optimizer.learning_rate": {"min": 1e-3, "max": 1e-1, "log": True}}
@@ -105,7 +106,7 @@ def test_a_search_ranks_its_trials_and_survives_diverged_ones(tmp_path):
     assert table["val_accuracy"][:2].is_monotonic_decreasing
     assert math.isnan(table["val_accuracy"].iloc[-1])
     for row in table[:2].itertuples():
-        logs = results.read_metrics(tmp_path / "search" / "trials" / row.trial)
+        logs = run_folder.read_metrics(tmp_path / "search" / "trials" / row.trial)
         assert row.val_accuracy == logs[-1]["val_accuracy"]
         assert row.epochs == 3
     best = search.best()
@@ -212,13 +213,15 @@ def test_an_objective_that_is_not_logged_stops_the_search(tmp_path):
 def test_a_folder_of_another_search_is_refused(tmp_path):
     tuning.Search(base(), RATE, tmp_path / "search", trials=2)
     tuning.Search(base(), RATE, tmp_path / "search", trials=5)
-    with pytest.raises(results.RunFolderError, match=r"config\.rule: 'fa'.*'ada_fa'"):
+    with pytest.raises(
+        run_folder.RunFolderError, match=r"config\.rule: 'fa'.*'ada_fa'"
+    ):
         tuning.Search(base(rule="ada_fa"), RATE, tmp_path / "search")
-    with pytest.raises(results.RunFolderError, match=r"seed: 0 .*, 1 given"):
+    with pytest.raises(run_folder.RunFolderError, match=r"seed: 0 .*, 1 given"):
         tuning.Search(base(), RATE, tmp_path / "search", seed=1)
     (tmp_path / "letters").mkdir()
     (tmp_path / "letters" / "mine.txt").write_text("mine")
-    with pytest.raises(results.RunFolderError, match="holds no search"):
+    with pytest.raises(run_folder.RunFolderError, match="holds no search"):
         tuning.Search(base(), RATE, tmp_path / "letters")
 
 
@@ -228,7 +231,7 @@ def test_damaged_state_is_named_and_what_is_finished_is_kept(tmp_path):
     table = search.table()
     state = tmp_path / "tuner" / "oracle.json"
     state.write_text(state.read_text()[:40])
-    with pytest.raises(results.RunFolderError, match="Delete that folder"):
+    with pytest.raises(run_folder.RunFolderError, match="Delete that folder"):
         tuning.Search(base(), RATE, tmp_path, trials=2)
     shutil.rmtree(tmp_path / "tuner")
     summary = tmp_path / "trials" / table["trial"].iloc[0] / "summary.json"

@@ -43,11 +43,12 @@ def main(argv):
         raise app.UsageError(f"Unexpected arguments: {' '.join(argv[1:])}")
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)
-    from keras_fa import reproduction, results
-    from keras_fa.reproduction import report
+    from keras_fa import papers
+    from keras_fa.lab import run_folder
+    from keras_fa.papers import report
 
     console = Console()
-    experiments = reproduction.EXPERIMENTS
+    experiments = papers.EXPERIMENTS
     if _LIST.value:
         _print_list(experiments, console)
         return
@@ -62,7 +63,7 @@ def main(argv):
             section = _section(name, experiments[name], folder)
             sections.append(section)
             for file, frame in section.data.items():
-                results.write_text(folder / file, frame.to_csv(index=False))
+                run_folder.write_text(folder / file, frame.to_csv(index=False))
             _print(section, console)
         file = (
             "report.html" if names == list(experiments) else f"{'-'.join(names)}.html"
@@ -76,7 +77,7 @@ def main(argv):
             + ". RK24: Robertson and Koyejo (2024); RK23: Robertson and Koyejo (2023); "
             "S21: Song, Xu and Lafferty (2021).",
         )
-    except (ValueError, OSError, results.RunFolderError) as error:
+    except (ValueError, OSError, run_folder.RunFolderError) as error:
         sys.exit(f"error: {error}")
     console.print(f"report: {folder / file}", soft_wrap=True)
 
@@ -95,8 +96,8 @@ def _names(experiments):
 
 def _section(name, experiment, folder):
     """The section of one experiment, from the runs that are there."""
-    from keras_fa import config, reproduction, sweeps
-    from keras_fa.reproduction import papers
+    from keras_fa import config, papers, sweeps
+    from keras_fa.papers import printed
 
     path = _ROOT / "configs" / "grids" / f"{experiment.grid}.py"
     text = ast.get_docstring(ast.parse(path.read_text()), clean=False)
@@ -108,13 +109,13 @@ def _section(name, experiment, folder):
         state = sweeps.status(cell, runs)
         if state != sweeps.FINISHED:
             missing[cell.name] = state
-    section = reproduction.Section(
+    section = papers.Section(
         name,
         experiment.title,
         experiment.source,
-        runs=reproduction.read_runs(runs),
+        runs=papers.read_runs(runs),
         missing=missing,
-        remarks=papers.REMARKS.get(name, "").strip(),
+        remarks=printed.REMARKS.get(name, "").strip(),
         config=str(base),
         command=_command(text)
         + f"\npython trainers/reproduce.py --experiment={name} --results=DIR",

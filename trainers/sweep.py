@@ -61,7 +61,8 @@ def main(argv):
         raise app.UsageError(f"Unexpected arguments: {' '.join(argv[1:])}")
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)
-    from keras_fa import config, results, sweeps
+    from keras_fa import config, sweeps
+    from keras_fa.lab import run_folder
 
     console = Console()
     workdir = pathlib.Path(_WORKDIR.value)
@@ -78,13 +79,13 @@ def main(argv):
         if _RETRY.value:
             for cell in cells:
                 # Another sweep that holds it has taken it up already.
-                with contextlib.suppress(results.RunFolderBusyError):
+                with contextlib.suppress(run_folder.RunFolderBusyError):
                     sweeps.clear(cell, workdir)
         states = sweeps.run(cells, workdir, _JOBS.value, seconds, console)
     except KeyboardInterrupt:
         console.print("\nInterrupted. The same command goes on where the cells are.")
         sys.exit(130)
-    except (ValueError, OSError, results.RunFolderError) as error:
+    except (ValueError, OSError, run_folder.RunFolderError) as error:
         sys.exit(f"error: {error}")
     counts = {state: list(states.values()).count(state) for state in states.values()}
     console.print(", ".join(f"{count} {state}" for state, count in counts.items()))

@@ -60,7 +60,8 @@ def main(argv):
     # absl shows every library's progress notes unless told otherwise.
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)
-    from keras_fa import checkpoints, datasets, distribution, experiment, results
+    from keras_fa import datasets, distribution, experiment
+    from keras_fa.lab import checkpoints, run_folder
 
     console = Console()
     workdir = pathlib.Path(_WORKDIR.value)
@@ -91,7 +92,7 @@ def main(argv):
     except (
         ValueError,
         OSError,
-        results.RunFolderError,
+        run_folder.RunFolderError,
         checkpoints.CheckpointError,
         datasets.DatasetNotFound,
     ) as error:

@@ -48,7 +48,8 @@ def main(argv):
         raise app.UsageError(f"Unexpected arguments: {' '.join(argv[1:])}")
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)
-    from keras_fa import config, datasets, results, tuning
+    from keras_fa import config, datasets, tuning
+    from keras_fa.lab import run_folder
 
     console = Console()
     workdir = pathlib.Path(_WORKDIR.value)
@@ -81,7 +82,7 @@ def main(argv):
     except (
         ValueError,
         OSError,
-        results.RunFolderError,
+        run_folder.RunFolderError,
         datasets.DatasetNotFound,
         RuntimeError,
     ) as error:
@@ -90,10 +91,11 @@ def main(argv):
 
 def _report(search, workdir, console):
     """The table of trials, the plot, and TensorBoard's page."""
-    from keras_fa import figures, results, tuning
+    from keras_fa import figures, tuning
+    from keras_fa.lab import run_folder
 
     table = search.table()
-    results.write_text(workdir / "trials.csv", table.to_csv(index=False))
+    run_folder.write_text(workdir / "trials.csv", table.to_csv(index=False))
     shown = Table("trial", "status", search.objective, "epochs", "settings")
     for row in table.to_dict("records"):
         fields = {field.rsplit(".", 1)[-1]: row.pop(field) for field in search.space}
@@ -113,13 +115,14 @@ def _report(search, workdir, console):
 
 def _confirm(search, axis, workdir, console):
     """The best trial's settings on what the search has not seen."""
-    from keras_fa import experiment, results, sweeps
+    from keras_fa import experiment, sweeps
+    from keras_fa.lab import run_folder
 
     readings = []
     for cell in sweeps.cells(search.best(), [axis]):
         folder = workdir / "confirm" / cell.name
         summary = experiment.run(cell.config, folder, progress=True)
-        lines = results.read_metrics(folder)
+        lines = run_folder.read_metrics(folder)
         readings.append(lines[-1].get(search.objective))
         value = "diverged" if summary["status"] == "diverged" else f"{readings[-1]:.4f}"
         console.print(f"best trial, {cell.name}: {search.objective} {value}")
@@ -128,7 +131,7 @@ def _confirm(search, axis, workdir, console):
         import pandas as pd
 
         frame = pd.DataFrame({"all": 0, "value": finite})
-        row = results.aggregate(frame, ["all"], ["value"]).iloc[0]
+        row = run_folder.aggregate(frame, ["all"], ["value"]).iloc[0]
         console.print(
             f"{search.objective}: {row['value_mean']:.4f} ± {row['value_se']:.4f} "
             f"(mean and standard error of {row['seeds']:.0f})"

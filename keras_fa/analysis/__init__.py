@@ -1,21 +1,21 @@
 """The instruments: conserved groups and their ledger, alignment, dominance."""
 
-from keras_fa.analysis.alignment import (
+from keras_fa.analysis._alignment import (
     alignment_terms,
     smallest_weights,
     weight_alignment,
     weight_alignment_bounds,
 )
-from keras_fa.analysis.conservation import drift, potentials, relative_drift
-from keras_fa.analysis.dominance import loss_bound, running_alpha, separability
-from keras_fa.analysis.gradient_alignment import (
+from keras_fa.analysis._conservation import drift, potentials, relative_drift
+from keras_fa.analysis._dominance import loss_bound, running_alpha, separability
+from keras_fa.analysis._gradient_alignment import (
     GradientAlignment,
     error_alignment,
     gradient_alignment,
 )
-from keras_fa.analysis.groups import conserved_groups
-from keras_fa.analysis.ledger import Ledger
-from keras_fa.analysis.minimum_norm import minimum_norm_distance
+from keras_fa.analysis._groups import conserved_groups
+from keras_fa.analysis._ledger import Ledger
+from keras_fa.analysis._minimum_norm import minimum_norm_distance
 
 __all__ = [
     "GradientAlignment",

@@ -4,7 +4,7 @@
 HTML file of it all; every other module makes the tables and figures of one setting.
 """
 
-from keras_fa.reproduction.experiments import EXPERIMENTS, Experiment
-from keras_fa.reproduction.sections import Run, Section, read_runs
+from keras_fa.papers.experiments import EXPERIMENTS, Experiment
+from keras_fa.papers.sections import Run, Section, read_runs
 
 __all__ = ["EXPERIMENTS", "Experiment", "Run", "Section", "read_runs"]

@@ -4,9 +4,10 @@ import math
 
 import pandas as pd
 
-from keras_fa import figures, results
-from keras_fa.reproduction import drawing, papers
-from keras_fa.reproduction.sections import (
+from keras_fa import figures
+from keras_fa.lab import run_folder
+from keras_fa.papers import drawing, printed
+from keras_fa.papers.sections import (
     RULES,
     compare,
     in_order,
@@ -28,11 +29,11 @@ def accuracies(section, runs, folder, number):
         }
         for run in runs
     )
-    table = results.aggregate(rows, ["classes", "method", "epochs"], ["accuracy"])
+    table = run_folder.aggregate(rows, ["classes", "method", "epochs"], ["accuracy"])
     section.data[f"table{number}.csv"] = table[
         ["classes", "method", "accuracy_mean", "accuracy_se", "seeds", "epochs"]
     ]
-    paper = {1: papers.TABLE1, 2: papers.TABLE2}[number]
+    paper = {1: printed.TABLE1, 2: printed.TABLE2}[number]
     ours = in_order(
         table.rename(
             columns={"method": "rule", "accuracy_mean": "mean", "accuracy_se": "se"}
@@ -163,7 +164,7 @@ def layer_alignment(section, runs, folder, classes):
         figures.COLORS,
         drawing.LABELS,
     )
-    table = results.aggregate(pd.DataFrame(ends), ["layer", "method"], ["cosine"])
+    table = run_folder.aggregate(pd.DataFrame(ends), ["layer", "method"], ["cosine"])
     section.data[f"fig{number}.csv"] = table
     means = {(r.layer, r.method): r.cosine_mean for r in table.itertuples()}
     for layer in panels:

@@ -16,7 +16,7 @@ import tensorflow as tf
 from keras import ops
 
 from keras_fa import rules
-from keras_fa.analysis.alignment import Alignment, by_name, named_feedback_layers
+from keras_fa.analysis._alignment import Alignment, by_name, named_feedback_layers
 from keras_fa.layers import feedback_layers
 
 _ACTIVATIONS = (

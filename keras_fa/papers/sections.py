@@ -8,8 +8,8 @@ import pathlib
 import numpy as np
 import pandas as pd
 
-from keras_fa import results
-from keras_fa.reproduction import drawing
+from keras_fa.lab import run_folder
+from keras_fa.papers import drawing
 
 RULES = ("fa", "ada_fa", "sign_fa", "backprop")
 
@@ -31,7 +31,7 @@ class Run:
     @functools.cached_property
     def log(self):
         """Its log lines, a `pandas.DataFrame`."""
-        return results.read_frame(self.path)
+        return run_folder.read_frame(self.path)
 
     @property
     def width(self):
@@ -83,10 +83,10 @@ def read_runs(path):
     return [
         Run(
             folder,
-            results.flatten(results.read_config(folder)),
-            results.read_summary(folder),
+            run_folder.flatten(run_folder.read_config(folder)),
+            run_folder.read_summary(folder),
         )
-        for folder in results.finished_runs(path)
+        for folder in run_folder.finished_runs(path)
     ]
 
 

@@ -29,7 +29,7 @@ steps and clipping do not, and float16 or bfloat16 layers only to their rounding
 
 import numpy as np
 
-from keras_fa.analysis.groups import conserved_groups
+from keras_fa.analysis._groups import conserved_groups
 
 # Kernels are widened to float64 in blocks of so many numbers, which fit the cache.
 _BLOCK = 2**16

@@ -21,14 +21,14 @@ import dataclasses
 
 import numpy as np
 
-from keras_fa.analysis.conservation import (
+from keras_fa.analysis._conservation import (
     Reader,
     by_unit,
     column_products,
     potential,
     row_products,
 )
-from keras_fa.analysis.groups import conserved_groups
+from keras_fa.analysis._groups import conserved_groups
 
 _TERMS = ("squared_steps", "flips", "first_order")
 

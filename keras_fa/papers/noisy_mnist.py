@@ -2,9 +2,10 @@
 
 import pandas as pd
 
-from keras_fa import figures, results
-from keras_fa.reproduction import drawing, papers
-from keras_fa.reproduction.sections import (
+from keras_fa import figures
+from keras_fa.lab import run_folder
+from keras_fa.papers import drawing, printed
+from keras_fa.papers.sections import (
     RULES,
     compare,
     in_order,
@@ -35,7 +36,7 @@ def table3(section, runs, folder):
                 "own_law": (own / own.iloc[0] - 1).abs().mean(),
             }
         )
-    table = results.aggregate(
+    table = run_folder.aggregate(
         pd.DataFrame(rows), ["width", "method"], ["deviation", "own_law"]
     )
     section.data["table3.csv"] = table[
@@ -48,7 +49,7 @@ def table3(section, runs, folder):
     section.tables[
         "Mean absolute deviation of (<W2,B2> - ½|W1|²) / its initial value from 1 over "
         "all logged epochs; mean ± standard error over seeds."
-    ] = compare(ours, papers.TABLE3, ["width", "rule"])
+    ] = compare(ours, printed.TABLE3, ["width", "rule"])
     section.tables[
         "The same for the law that each method obeys: for GD ½|W2|² - ½|W1|², for the "
         "others as above."
@@ -60,9 +61,9 @@ def table3(section, runs, folder):
     )
     for _, row in ours.iterrows():
         key = (row["width"], row["rule"])
-        if key not in papers.TABLE3:
+        if key not in printed.TABLE3:
             continue
-        mean, error = papers.TABLE3[key]
+        mean, error = printed.TABLE3[key]
         section.checks.append(
             (
                 f"width {row['width']}, {drawing.LABELS[row['rule']]}: deviation "
@@ -99,7 +100,7 @@ def figure3(section, runs, folder):
     section.figures["cos(W2, B2) against epochs, mean and standard error."] = (
         drawing.curves(panels, folder / "fig3.png", "epoch", "cos(W2, B2)", colors)
     )
-    table = results.aggregate(
+    table = run_folder.aggregate(
         pd.DataFrame(
             {
                 "width": run.width,
@@ -151,7 +152,7 @@ def figure4(section, runs, folder):
         }
         for run in runs
     )
-    table = results.aggregate(
+    table = run_folder.aggregate(
         rows, ["width", "method"], ["test_loss", "test_accuracy", "train_accuracy"]
     )
     section.data["fig4.csv"] = table

@@ -9,7 +9,7 @@ import numpy as np
 from keras import layers
 
 from keras_fa import rules
-from keras_fa.analysis import graph
+from keras_fa.analysis import _graph
 from keras_fa.layers import (
     FeedbackConv1D,
     FeedbackConv2D,
@@ -132,11 +132,11 @@ def conserved_groups(model):
         model: A built Sequential or functional Keras model; nested ones are followed.
 
     Returns:
-        List of `Group`, in the order of the graph. It describes the model as it is:
+        List of `Group`, in the order of the _graph. It describes the model as it is:
         call again after a change of `trainable`.
 
     Raises:
-        ValueError: If the model has no graph.
+        ValueError: If the model has no _graph.
 
     Example:
         >>> for group in conserved_groups(keras_fa.models.mlp((784,), 60, 10)):
@@ -161,9 +161,9 @@ class _Walk:
     """One walk along the graph: its ends, and the channels of the model's outputs."""
 
     def __init__(self, model):
-        self.channels = graph.Channels()
+        self.channels = _graph.Channels()
         self._ends = {}
-        calls, outputs = graph.flatten(model)
+        calls, outputs = _graph.flatten(model)
         labels = {}
         for call in calls:
             made = self._step(call, [labels[key] for key in call.inputs])
@@ -182,9 +182,9 @@ class _Walk:
         if not taken:
             return [self._source(shape) for shape in call.output_shapes]
         if _is_linear(layer):
-            axis = -1 if type(layer) in _DENSE else graph.channel_axis(layer)
+            axis = -1 if type(layer) in _DENSE else _graph.channel_axis(layer)
             labels = self._end(call, taken[0], axis)
-            reason = graph.activation_reason(layer.activation, call.path)
+            reason = _graph.activation_reason(layer.activation, call.path)
             if reason is not None:
                 self.channels.mark(labels, reason)
             return [labels]
@@ -193,10 +193,10 @@ class _Walk:
             return [self._end(call, taken[0], axis)]
         if getattr(layer, "weights", None):
             return self._unknown_end(call, taken)
-        return graph.follow(self.channels, call, taken)
+        return _graph.follow(self.channels, call, taken)
 
     def _source(self, shape):
-        labels = graph.new_labels(self.channels, shape, -1)
+        labels = _graph.new_labels(self.channels, shape, -1)
         self.channels.mark(labels, "the network input is part of the stream")
         return labels
 
@@ -221,13 +221,13 @@ class _Walk:
             for reason in _consumer_reasons(layer, call.path):
                 self.channels.mark(rows, reason)
         columns = self._ends[id(layer)].columns
-        return graph.along(columns, len(call.output_shapes[0]) - 1, axis)
+        return _graph.along(columns, len(call.output_shapes[0]) - 1, axis)
 
     def _unknown_end(self, call, taken):
         """A call of any other layer with weights."""
         layer = call.operation
         made = [
-            graph.new_labels(self.channels, shape, -1) for shape in call.output_shapes
+            _graph.new_labels(self.channels, shape, -1) for shape in call.output_shapes
         ]
         rows, columns = (
             np.concatenate([labels.ravel() for labels in side])

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 
 from keras_fa import rules
-from keras_fa.analysis import dominance, graph
+from keras_fa.analysis import _dominance, _graph
 from keras_fa.layers import feedback_layers
 
 
@@ -122,7 +122,7 @@ def weight_alignment_bounds(model):
             arrays = [hidden.kernel, layer.kernel, layer.feedback]
             if hidden.bias is not None:
                 arrays.append(hidden.bias)
-            bounds[name] = dominance.output_alignment_bound(
+            bounds[name] = _dominance.output_alignment_bound(
                 *(_array(array) for array in arrays)
             )
     return bounds
@@ -147,7 +147,7 @@ def _hidden_layer_before(model, layer):
 
 
 def _is_homogeneous(activation):
-    return graph.activation_reason(activation, path="") is None
+    return _graph.activation_reason(activation, path="") is None
 
 
 def _alignment(true, feedback):

@@ -1,11 +1,11 @@
 r"""Measures costs, as ratios taken in turn in one process.
 
 Examples:
-    python trainers/benchmark.py
-    python trainers/benchmark.py --what=steps --workloads=lenet128 --jit=off,on \
+    python benchmarks/run.py
+    python benchmarks/run.py --what=steps --workloads=lenet128 --jit=off,on \
         --peer=biotorch --peer_python=benchmarks/.venv/bin/python
-    python trainers/benchmark.py --what=mirrored
-    python trainers/launch.py --workers=2 -- python trainers/benchmark.py \
+    python benchmarks/run.py --what=mirrored
+    python trainers/launch.py --workers=2 -- python benchmarks/run.py \
         --what=multi_worker
 
 steps: a training step of each workload under each rule, against the same network of
@@ -126,10 +126,10 @@ def main(argv):
     if _BATCH.value > _IMAGES.value:
         raise app.UsageError("--batch_size is larger than --images.")
     if _MEMORY_OF.value:
-        from keras_fa import benchmarks
+        import measure
 
         name, rule, jit = _MEMORY_OF.value
-        print(json.dumps(benchmarks.memory(name, rule, jit == "on")))
+        print(json.dumps(measure.memory(name, rule, jit == "on")))
         return
     if _PROFILE.value:
         _profile()
@@ -174,23 +174,25 @@ def _measure():
             return
         found[what] = rows
         console.print(_table(what, rows))
-    from keras_fa import benchmarks, results
+    import measure
 
-    found["machine"] = benchmarks.machine()
+    from keras_fa.lab import run_folder
+
+    found["machine"] = measure.machine()
     console.print(", ".join(f"{k} {v}" for k, v in found["machine"].items()))
     if _OUTPUT.value:
-        results.write_text(_OUTPUT.value, results.to_json(found) + "\n")
+        run_folder.write_text(_OUTPUT.value, run_folder.to_json(found) + "\n")
 
 
 def _steps(found, progress):
-    from keras_fa import benchmarks
+    import measure
 
     rounds = _ROUNDS.value
     task = progress.add_task("steps", total=len(_WORKLOADS.value) * rounds)
     peer = None
     if _PEER.value:
-        script = pathlib.Path(__file__).parents[1] / "benchmarks"
-        peer = benchmarks.Peer(
+        script = pathlib.Path(__file__).parent
+        peer = measure.Peer(
             script / f"{_PEER.value}_peer.py",
             _PEER_PYTHON.value,
             len(os.sched_getaffinity(0)),
@@ -201,7 +203,7 @@ def _steps(found, progress):
         return [
             row
             for name in _WORKLOADS.value
-            for row in benchmarks.steps(
+            for row in measure.steps(
                 name,
                 _FEEDBACK.value,
                 jit,
@@ -236,36 +238,35 @@ def _memory(progress):
 
 
 def _other(what):
-    from keras_fa import benchmarks
+    import measure
 
     rounds = _ROUNDS.value
     if what == "full_batch":
-        return benchmarks.full_batch(rounds, _WIDTH.value, _RULE.value)
+        return measure.full_batch(rounds, _WIDTH.value, _RULE.value)
     if what == "epochs":
         rows = []
         for label, name, fields in (
             ("LeNet", "cifar100_lenet", {"batch_size": 128}),
             ("MLP", "song_mnist", {}),
         ):
-            for row in benchmarks.epochs(name, rounds, **fields):
+            for row in measure.epochs(name, rounds, **fields):
                 rows.append({**row, "what": f"{label}, {row['what']}"})
         return rows
     if what == "pipelines":
-        return benchmarks.pipelines(rounds)
+        return measure.pipelines(rounds)
     if what == "start":
-        return benchmarks.start(rounds)
+        return measure.start(rounds)
     if what == "instruments":
-        return benchmarks.instruments(rounds, _IMAGES.value, _BATCH.value)
-    return benchmarks.strategies(what, rounds, _BATCH.value)
+        return measure.instruments(rounds, _IMAGES.value, _BATCH.value)
+    return measure.strategies(what, rounds, _BATCH.value)
 
 
 def _profile():
+    import measure
     import tensorflow as tf
 
-    from keras_fa import benchmarks
-
-    workload = benchmarks.WORKLOADS[_WORKLOADS.value[0]]
-    step = benchmarks.step(
+    workload = measure.WORKLOADS[_WORKLOADS.value[0]]
+    step = measure.step(
         workload.make(_FEEDBACK.value[-1]),
         *workload.batch_of(),
         _JIT.value[0] == "on",

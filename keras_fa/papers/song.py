@@ -2,9 +2,9 @@
 
 import pandas as pd
 
-from keras_fa import results
-from keras_fa.reproduction import drawing
-from keras_fa.reproduction.sections import (
+from keras_fa.lab import run_folder
+from keras_fa.papers import drawing
+from keras_fa.papers.sections import (
     decreasing,
     pivot,
     plus_minus,
@@ -17,7 +17,9 @@ _ACTIVATIONS = {"linear": "linear", "relu": "ReLU", "tanh": "tanh"}
 def song_synthetic(section, runs, folder):
     """Alignment against width and penalty, loss curves: figure 2 of S21."""
     rows = _song_rows(runs)
-    table = results.aggregate(rows, ["activation", "p", "lambda"], ["cosine", "loss"])
+    table = run_folder.aggregate(
+        rows, ["activation", "p", "lambda"], ["cosine", "loss"]
+    )
     section.data["song_synthetic.csv"] = table[
         ["activation", "p", "lambda", "cosine_mean", "cosine_se", "loss_mean", "seeds"]
     ]
@@ -85,7 +87,7 @@ def song_synthetic(section, runs, folder):
 def song_cutoff(section, runs, folder):
     """A penalty that ends in the middle of the run: theorem 4.6 of S21."""
     rows = _song_rows(runs)
-    table = results.aggregate(
+    table = run_folder.aggregate(
         rows, ["activation", "p", "lambda", "cutoff"], ["cosine", "loss"]
     )
     section.data["song_cutoff.csv"] = table
@@ -151,7 +153,7 @@ def song_mnist(section, runs, folder):
         }
         for run in runs
     )
-    table = results.aggregate(rows, ["lambda", "epochs"], ["cosine", "accuracy"])
+    table = run_folder.aggregate(rows, ["lambda", "epochs"], ["cosine", "accuracy"])
     section.data["song_mnist.csv"] = table
     lambdas = sorted(rows["lambda"].unique())
     labels = {value: f"λ = {value:g}" for value in lambdas}

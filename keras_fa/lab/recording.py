@@ -17,7 +17,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from keras_fa import results
+from keras_fa.lab import run_folder
 
 
 class Evaluation(keras.callbacks.Callback):
@@ -73,7 +73,7 @@ class Recorder(keras.callbacks.Callback):
         steps_per_epoch: Optimizer steps an epoch of the configuration.
 
     Attributes:
-        checkpoints: `keras_fa.checkpoints.Checkpoints`, to be set before training.
+        checkpoints: `keras_fa.lab.checkpoints.Checkpoints`, to be set before training.
         final: The last log line, as it is read back; None before the first.
         diverged: Whether the loss became NaN or infinite.
         seconds: Wall time of training so far, that before an interruption included.
@@ -108,7 +108,7 @@ class Recorder(keras.callbacks.Callback):
         )
 
     def on_train_begin(self, logs=None):
-        if self._folder.writes and not results.read_metrics(self._folder.path):
+        if self._folder.writes and not run_folder.read_metrics(self._folder.path):
             readings = {}
             for instrument in self._instruments:
                 readings |= instrument.read()
@@ -130,7 +130,7 @@ class Recorder(keras.callbacks.Callback):
         line["flow_time"] = _flow_time(self._config, epochs, self._steps_per_epoch)
         line["seconds"] = round(self.seconds, 3)
         self._folder.log(line)
-        self.final = json.loads(results.to_json(line))
+        self.final = json.loads(run_folder.to_json(line))
         if not math.isfinite(logs["loss"]):
             self.diverged = True
             self.model.stop_training = True

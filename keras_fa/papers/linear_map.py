@@ -2,8 +2,8 @@
 
 import pandas as pd
 
-from keras_fa.reproduction import drawing
-from keras_fa.reproduction.sections import stack
+from keras_fa.papers import drawing
+from keras_fa.papers.sections import stack
 
 
 def linear_map(section, runs, folder):

@@ -4,8 +4,8 @@ import math
 
 import pandas as pd
 
-from keras_fa.analysis import dominance
-from keras_fa.reproduction import drawing
+from keras_fa import analysis
+from keras_fa.papers import drawing
 
 
 def convergence(section, runs, folder):
@@ -17,7 +17,7 @@ def convergence(section, runs, folder):
         time, inner, loss = (
             log[k].to_numpy() for k in ("flow_time", "gradient_inner", "gradient_loss")
         )
-        alpha = dominance.running_alpha(inner, loss, 2.0)[-1]
+        alpha = analysis.running_alpha(inner, loss, 2.0)[-1]
         row = {
             "data": run.settings["dataset.name"],
             "method": run.settings["rule"],
@@ -29,7 +29,7 @@ def convergence(section, runs, folder):
             "smallest_w2": run.log["smallest/dense_2"].min(),
         }
         if alpha > 0:
-            bound = dominance.loss_bound(time, alpha, 2.0, loss[0])
+            bound = analysis.loss_bound(time, alpha, 2.0, loss[0])
             row["largest_loss_over_bound"] = (loss / bound).max()
             if run.settings["seed"] == min(r.settings["seed"] for r in runs):
                 data = row["data"].replace("_", " ")

@@ -5,7 +5,7 @@ import pathlib
 
 import jinja2
 
-from keras_fa import results
+from keras_fa.lab import run_folder
 
 _TEMPLATE = """<!doctype html>
 <html lang="en">
@@ -107,7 +107,7 @@ def write(sections, path, title, subtitle):
     """Writes the report.
 
     Args:
-        sections: List of `keras_fa.reproduction.Section`.
+        sections: List of `keras_fa.papers.Section`.
         path: The HTML file.
         title: Its title.
         subtitle: A line below.
@@ -130,7 +130,7 @@ def write(sections, path, title, subtitle):
         marks=_marks,
         versions=_versions,
     )
-    results.write_text(path, text)
+    run_folder.write_text(path, text)
     return pathlib.Path(path)
 
 

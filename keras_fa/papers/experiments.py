@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from keras_fa.reproduction import (
+from keras_fa.papers import (
     class_subsets,
     convergence,
     linear_map,

@@ -1,0 +1,201 @@
+"""The cells of a grid: their names, configurations and state on the disk."""
+
+import dataclasses
+import itertools
+import json
+import pathlib
+import re
+
+from ml_collections import ConfigDict
+
+from keras_fa.lab import config as configuration
+from keras_fa.lab import run_folder
+
+FINISHED, DIVERGED, FAILED = "finished", "diverged", "failed"
+
+INTERRUPTED, OPEN = "interrupted", "open"
+ENDED = (FINISHED, DIVERGED, FAILED)
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One run of a grid.
+
+    Attributes:
+        name: Its settings, and the name of its run folder.
+        settings: `{field: value}` of the fields that the grid varies.
+        config: Its whole configuration, a `ConfigDict`.
+    """
+
+    name: str
+    settings: dict
+    config: ConfigDict
+
+
+def cells(base, axes):
+    """The cells of a grid: every combination of one row of each axis.
+
+    Args:
+        base: `ConfigDict` that the cells change.
+        axes: Sequence of axes. An axis is a dict from field, such as
+            "model.hidden_units", to the sequence of its values; fields of one axis vary
+            together. The first field of each axis names the cells.
+
+    Returns:
+        List of `Cell`, the last axis varying fastest.
+
+    Raises:
+        ValueError: If there is no axis, an axis is empty or uneven, a field is unknown
+            or in two axes, a value is of the wrong kind, or two cells have the same
+            name.
+    """
+    if not axes:
+        raise ValueError("A grid needs at least one axis: it names the cells.")
+    fields = [field for axis in axes for field in axis]
+    twice = sorted({field for field in fields if fields.count(field) > 1})
+    if twice:
+        raise ValueError(f"Fields in more than one axis: {', '.join(twice)}.")
+    for axis in axes:
+        lengths = {field: len(values) for field, values in axis.items()}
+        if len(set(lengths.values())) != 1 or 0 in lengths.values():
+            raise ValueError(
+                "The fields of an axis vary together and need equally many values, at "
+                f"least one. Received: {lengths}."
+            )
+    labels = _labels([next(iter(axis)) for axis in axes])
+    found = []
+    for rows in itertools.product(*(range(len(next(iter(a.values())))) for a in axes)):
+        settings = {
+            field: values[row]
+            for axis, row in zip(axes, rows, strict=True)
+            for field, values in axis.items()
+        }
+        name = ",".join(
+            f"{label}={_text(settings[next(iter(axis))])}"
+            for label, axis in zip(labels, axes, strict=True)
+        )
+        found.append(Cell(name, settings, _with(base, settings)))
+    names = [cell.name for cell in found]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"More than one cell is called {twice[0]!r}.")
+    return found
+
+
+def narrow(axes, field, values):
+    """Axes with other values of one field.
+
+    Args:
+        axes: As for `cells`.
+        field: A field. If it varies alone, it takes the values; if others vary with it,
+            only the rows with one of the values stay; if it is in no axis, it becomes
+            one, the first.
+        values: Sequence of values.
+
+    Raises:
+        ValueError: If other fields vary with it and there is no row for a value.
+    """
+    for index, axis in enumerate(axes):
+        if field not in axis:
+            continue
+        if len(axis) == 1:
+            changed = {field: list(values)}
+        else:
+            rows = []
+            for value in values:
+                if value not in axis[field]:
+                    raise ValueError(
+                        f"The grid has no row with {field}={value!r}. It has "
+                        f"{', '.join(map(repr, axis[field]))}."
+                    )
+                rows.append(list(axis[field]).index(value))
+            changed = {key: [column[r] for r in rows] for key, column in axis.items()}
+        return [*axes[:index], changed, *axes[index + 1 :]]
+    return [{field: list(values)}, *axes]
+
+
+def _labels(fields):
+    """The fields' last words where these differ, else the fields themselves."""
+    words = [field.rsplit(".", 1)[-1] for field in fields]
+    return [
+        word if words.count(word) == 1 else field
+        for word, field in zip(words, fields, strict=True)
+    ]
+
+
+def _text(value):
+    if isinstance(value, (tuple, list)):
+        return "x".join(map(_text, value)) or "none"
+    text = "none" if value is None else str(value)
+    return re.sub(r"[^-+.\w()]", "_", text)
+
+
+def _with(base, settings):
+    config = base.copy_and_resolve_references()
+    sections = {key for key in config if isinstance(config[key], ConfigDict)}
+    for field, value in settings.items():
+        *path, last = field.split(".")
+        section = config
+        for key in path:
+            if key not in section or not isinstance(section[key], ConfigDict):
+                raise ValueError(
+                    f"Unknown field config.{field}: there is no section {key!r}. "
+                    f"Sections: {', '.join(sorted(sections))}."
+                )
+            section = section[key]
+        try:
+            with section.unlocked():
+                section[last] = value
+        except TypeError as error:
+            raise ValueError(f"config.{field} cannot be {value!r}: {error}") from error
+    configuration.check(config)
+    return config
+
+
+def status(cell, workdir):
+    """How far a cell is: one of the five constants at the head of this module.
+
+    "interrupted" is every cell that was begun and is not over, be it because it was
+    stopped or because a process is at it.
+    """
+    folder = pathlib.Path(workdir) / cell.name
+    summary = run_folder.read_summary(folder)
+    if summary is not None:
+        return summary["status"]
+    if _failure_path(cell, workdir).exists():
+        return FAILED
+    return INTERRUPTED if (folder / run_folder.CONFIG).exists() else OPEN
+
+
+def failure(cell, workdir):
+    """What went wrong in a failed cell, a dict with `error` and `traceback`."""
+    return json.loads(_failure_path(cell, workdir).read_text(encoding="utf-8"))
+
+
+def _failure_path(cell, workdir):
+    return pathlib.Path(workdir) / f"{cell.name}.failed.json"
+
+
+def fail(cell, workdir, error, trace=""):
+    """Records that a cell failed, and why."""
+    text = run_folder.to_json({"error": error, "traceback": trace}, indent=2) + "\n"
+    run_folder.write_text(_failure_path(cell, workdir), text)
+
+
+def clear(cell, workdir):
+    """Makes a failed or diverged cell ready to be run again.
+
+    A failed cell goes on after its last checkpoint; a diverged one begins anew.
+
+    Raises:
+        keras_fa.results.RunFolderError: If another process is at it.
+    """
+    _failure_path(cell, workdir).unlink(missing_ok=True)
+    folder = pathlib.Path(workdir) / cell.name
+    summary = run_folder.read_summary(folder)
+    if summary is not None and summary["status"] == DIVERGED:
+        with run_folder.RunFolder(folder, cell.config.to_dict()) as run:
+            # Before the lock was ours, another sweep may have run it again.
+            summary = run.summary()
+            if summary is not None and summary["status"] == DIVERGED:
+                run.clear()

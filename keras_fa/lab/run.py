@@ -1,0 +1,179 @@
+"""Runs: what a configuration builds is trained, and leaves a run folder."""
+
+import importlib.metadata
+import math
+import os
+import platform
+
+import ml_collections
+import tensorflow as tf
+from tensorflow.python.framework import config as tf_config
+
+from keras_fa import distribution, losses
+from keras_fa import rules as feedback_rules
+from keras_fa.lab import config as configuration
+from keras_fa.lab import recording, run_folder
+from keras_fa.lab.build import build, instruments, load
+from keras_fa.lab.checkpoints import Checkpoints
+
+__all__ = ["build", "compare", "load", "run"]
+
+
+def run(config, workdir, strategy="default", progress=False, extra_callbacks=()):
+    """Trains one network as a configuration says, and leaves a run folder.
+
+    A run that was interrupted, even by SIGKILL, goes on after its last checkpoint when
+    it is called again with the same arguments, and ends with the same weights, bit for
+    bit, as one that was not (on a CPU, with `config.deterministic`). A run that is over
+    is not run again.
+
+    Args:
+        config: `ml_collections.ConfigDict` or nested dict with the fields of
+            `keras_fa.config.default_config`.
+        workdir: The run folder: see `keras_fa.results`.
+        strategy: "default", "mirrored" or "multi_worker": see
+            `keras_fa.distribution.get_strategy`. Of several workers, which all call
+            this with the same arguments, the first one writes, and the others read its
+            checkpoints: the folder must be the same for all.
+        progress: Whether to show a progress bar with the time left.
+        extra_callbacks: Further Keras callbacks, which see what the instruments read.
+            One epoch of theirs is `config.log_every` epochs of the run. If they have
+            `get_state()` and `set_state(state)`, a resumed run takes their state over.
+
+    Returns:
+        The summary, a dict: `status` ("finished", or "diverged" if the loss became NaN
+        or infinite), `epochs`, the last log line under `final`, `seconds`,
+        `seconds_per_step`, `parameters`, and the versions of what computed it.
+
+    Raises:
+        ValueError: If the configuration has a field that is unknown or impossible.
+        keras_fa.results.RunFolderError: If the folder belongs to another configuration
+            or another process.
+        keras_fa.datasets.DatasetNotFound: If the data set is not there.
+        keras_fa.distribution.ClusterError: If `TF_CONFIG` is wrong.
+        keras_fa.distribution.WorkerLostError: If another worker stopped.
+    """
+    config = ml_collections.FrozenConfigDict(config)
+    configuration.check(config)
+    writes = strategy != "multi_worker" or distribution.read_cluster()[1] == 0
+    with run_folder.RunFolder(workdir, config.to_dict(), writes) as folder:
+        summary = folder.summary()
+        if summary is None:
+            with distribution.lost_workers_explained(strategy):
+                summary = _train(config, folder, strategy, progress, extra_callbacks)
+            folder.finish(summary)
+    return summary
+
+
+def compare(config, workdir, rules, strategy="default", progress=False):
+    """Runs one configuration under several rules, each in a folder of its own.
+
+    The runs share the seed, and with it data, initial weights and batches.
+
+    Args:
+        config: As for `run`; its `rule` is overridden.
+        workdir: Folder of the run folders, which are named after the rules.
+        rules: Names of rules.
+        strategy: As for `run`.
+        progress: As for `run`.
+
+    Returns:
+        Dict from rule to summary.
+
+    Raises:
+        ValueError: If a rule is unknown; before anything is run.
+    """
+    for rule in rules:
+        feedback_rules.get(rule)
+    summaries = {}
+    for rule in rules:
+        rule_config = ml_collections.ConfigDict(config).copy_and_resolve_references()
+        rule_config.rule = rule
+        summaries[rule] = run(rule_config, f"{workdir}/{rule}", strategy, progress)
+    return summaries
+
+
+def _train(config, folder, strategy, progress, extra_callbacks):
+    _set_determinism(config)
+    # Before anything is computed: several workers need that.
+    scope = distribution.get_strategy(strategy).scope()
+    dataset = load(config)
+    with scope:
+        model = build(config, dataset)
+    readers = instruments(config.instruments, dataset)
+    recorder = recording.Recorder(folder, config, readers, dataset.steps_per_epoch)
+    stateful = [*readers, *extra_callbacks, recorder]
+    stateful = [callback for callback in stateful if hasattr(callback, "get_state")]
+    recorder.checkpoints = Checkpoints(folder.path / "checkpoints", model, stateful)
+    epoch = recorder.checkpoints.restore()
+    distribution.check_agreement(model.distribute_strategy, epoch)
+    # Without a checkpoint even the line about the initial state is written anew.
+    folder.begin(epoch if epoch > 0 else -1)
+    shown = [recording.ProgressBar(config, epoch)] if progress else []
+    evaluation, validation_data = [], dataset.test
+    if model.distribute_strategy.num_replicas_in_sync == 1:
+        measures = losses.get(config.loss)[1]
+        evaluation = [recording.Evaluation(dataset.test, measures)]
+        validation_data = None
+    try:
+        model.fit(
+            dataset.train_from(epoch),
+            steps_per_epoch=dataset.steps_per_epoch * config.log_every,
+            initial_epoch=epoch // config.log_every,
+            epochs=config.epochs // config.log_every,
+            validation_data=validation_data,
+            callbacks=[
+                *evaluation,
+                *readers,
+                *extra_callbacks,
+                recorder,
+                *shown,
+            ],
+            shuffle=False,
+            verbose=0,
+        )
+    finally:
+        # Ctrl-C skips on_train_end, and the terminal must get its cursor back.
+        for bar in shown:
+            bar.stop()
+    # Without a period to train, what came before is read back.
+    final = recorder.final or run_folder.read_metrics(folder.path)[-1]
+    return {
+        "status": "diverged" if recorder.diverged else "finished",
+        "epochs": final["epoch"],
+        "final": final,
+        "seconds": recorder.seconds,
+        "seconds_per_step": recorder.seconds_per_step(),
+        "parameters": sum(math.prod(v.shape) for v in model.trainable_variables),
+        "steps_per_epoch": dataset.steps_per_epoch,
+        "dataset": {
+            "train": dataset.num_train,
+            "test": dataset.num_test,
+            "classes": dataset.classes and list(dataset.classes),
+        },
+        "strategy": strategy,
+        "environment": _environment(),
+    }
+
+
+def _set_determinism(config):
+    # Keras refuses XLA under op determinism; on a CPU XLA is deterministic without it.
+    if config.deterministic and config.jit_compile != "on":
+        tf.config.experimental.enable_op_determinism()
+    else:
+        # A run before this one, in the same process, may have turned it on.
+        tf_config.disable_op_determinism()
+
+
+def _environment():
+    packages = ("keras_fa", "keras", "tensorflow", "numpy")
+    versions = {name: importlib.metadata.version(name) for name in packages}
+    devices = [device.name for device in tf.config.list_logical_devices()]
+    return {
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "devices": devices,
+        # Which kernels TensorFlow takes on a CPU: sums differ in their last digits.
+        "onednn": os.environ.get("TF_ENABLE_ONEDNN_OPTS", "default"),
+        **versions,
+    }

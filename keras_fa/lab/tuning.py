@@ -1,0 +1,495 @@
+"""Hyperparameter search with keras-tuner over the fields of a configuration.
+
+A trial of `Search` is a run folder, so that it shows, stops and resumes like any run.
+Whoever has a tuner of their own takes `hypermodel`.
+"""
+
+import difflib
+import json
+import math
+import os
+import pathlib
+import shutil
+import statistics
+import warnings
+
+import keras
+import keras_tuner
+import ml_collections
+
+from keras_fa import datasets
+from keras_fa.lab import config as configuration
+from keras_fa.lab import run_folder
+from keras_fa.lab.build import build, load
+from keras_fa.lab.progress import duration
+from keras_fa.lab.run import run
+
+ALGORITHMS = ("random", "hyperband", "bayesian")
+
+_FLOAT, _CHOICES = {"min", "max", "log"}, {"choices"}
+
+
+def check_space(config, space):
+    """Refuses a search space that could not be searched, before anything is run.
+
+    Args:
+        config: The configuration that the search changes.
+        space: `{field: {"min": number, "max": number, "log": bool}}` for a number, the
+            field's type deciding whether it is whole, or `{field: {"choices": list}}`.
+
+    Raises:
+        ValueError: If a field is unknown or its range is none.
+    """
+    if not space:
+        raise ValueError("The search space is empty: name at least one field.")
+    known = run_folder.flatten(ml_collections.ConfigDict(config).to_dict())
+    for field, values in space.items():
+        if field not in known:
+            close = difflib.get_close_matches(field, list(known), n=1)
+            hint = f" Did you mean {close[0]!r}?" if close else ""
+            raise ValueError(f"The search space has an unknown field {field!r}.{hint}")
+        if values.keys() == _CHOICES and len(values["choices"]) > 0:
+            continue
+        if not {"min", "max"} <= values.keys() <= _FLOAT:
+            raise ValueError(
+                f'The range of {field!r} must be {{"choices": [...]}} or {{"min": a, '
+                f'"max": b}}, with "log": True for a logarithmic one. Received: '
+                f"{values}."
+            )
+        low, high = values["min"], values["max"]
+        if not low < high or (values.get("log") and low <= 0):
+            raise ValueError(
+                f"The range of {field!r} needs min < max, and min > 0 if it is "
+                f"logarithmic. Received: {values}."
+            )
+
+
+def configure(config, space, parameters):
+    """The configuration with the values that a tuner chose.
+
+    Args:
+        config: `ConfigDict`; stays as it is.
+        space: As for `check_space`.
+        parameters: `keras_tuner.HyperParameters`. Fields that it does not have yet are
+            declared in it.
+
+    Returns:
+        `ConfigDict`.
+    """
+    changed = ml_collections.ConfigDict(config).copy_and_resolve_references()
+    with changed.unlocked():
+        for field, values in space.items():
+            *path, last = field.split(".")
+            section = changed
+            for key in path:
+                section = section[key]
+            section[last] = _declare(parameters, field, values)
+    return changed
+
+
+def _declare(parameters, field, values):
+    if "choices" in values:
+        # keras-tuner's choices are numbers, strings and booleans; None is none of them.
+        names = [str(choice) for choice in values["choices"]]
+        return values["choices"][names.index(parameters.Choice(field, names))]
+    low, high = values["min"], values["max"]
+    sampling = "log" if values.get("log") else "linear"
+    if isinstance(low, int) and isinstance(high, int):
+        return parameters.Int(field, low, high, sampling=sampling)
+    return parameters.Float(field, low, high, sampling=sampling)
+
+
+def hypermodel(config, space):
+    """A `keras_tuner.HyperModel` of a configuration, for any keras-tuner tuner.
+
+    `tuner.search()` without data trains on the configuration's own data set and
+    validates on its test set; data given to `search` is used instead.
+
+    Args:
+        config: `ConfigDict` with the fields of `keras_fa.config.default_config`.
+        space: The fields to tune: as for `check_space`.
+
+    Returns:
+        The hypermodel.
+
+    Raises:
+        ValueError: If the configuration or the space is wrong.
+    """
+    configuration.check(config)
+    check_space(config, space)
+    return _HyperModel(config, space)
+
+
+class _HyperModel(keras_tuner.HyperModel):
+    def __init__(self, config, space):
+        super().__init__(name="keras_fa")
+        self._config, self._space = config, space
+
+    def build(self, hp):
+        config = configure(self._config, self._space, hp)
+        return build(config, load(config))
+
+    def fit(self, hp, model, *args, **kwargs):
+        if not args and "x" not in kwargs:
+            config = configure(self._config, self._space, hp)
+            dataset = load(config)
+            kwargs.setdefault("validation_data", dataset.test)
+            kwargs.setdefault("epochs", config.epochs)
+            kwargs.setdefault("verbose", 0)
+            kwargs.setdefault("shuffle", False)
+            args = (dataset.train,)
+        return model.fit(*args, **kwargs)
+
+
+class StopEarly(keras.callbacks.EarlyStopping):
+    """Keras's `EarlyStopping`, whose state a resumed run takes over."""
+
+    def on_train_begin(self, logs=None):
+        kept = getattr(self, "_kept", None)
+        super().on_train_begin(logs)
+        if kept is not None:
+            self.wait, self.best = kept["wait"], kept["best"]
+
+    def get_state(self):
+        """How long there was no better reading, and the best one."""
+        best = None if self.best is None else float(self.best)
+        return {"wait": self.wait, "best": best}
+
+    def set_state(self, state):
+        """Takes over the state at the checkpoint."""
+        self._kept = state
+
+
+def read_role():
+    """What this process is in keras-tuner's distributed mode.
+
+    Returns:
+        "chief" or "worker", or "alone" outside that mode.
+
+    Raises:
+        ValueError: If the mode's environment variables are half filled in.
+    """
+    names = [f"KERASTUNER_{n}" for n in ("ORACLE_IP", "ORACLE_PORT", "TUNER_ID")]
+    missing = [name for name in names if name not in os.environ]
+    if len(missing) == len(names):
+        return "alone"
+    if missing:
+        raise ValueError(
+            f"keras-tuner's distributed mode needs {', '.join(names)}. Missing: "
+            f"{', '.join(missing)}. Set them all, or unset the others."
+        )
+    # As keras-tuner tells them apart.
+    return "chief" if "chief" in os.environ["KERASTUNER_TUNER_ID"] else "worker"
+
+
+class Search:
+    """A search whose trials are run folders.
+
+    A search that was stopped goes on when it is made and run again with the same
+    arguments; `trials` alone may be greater then. Under Hyperband a trial of a later
+    round is trained anew, for as many epochs as its round has: nothing hangs on the
+    weights of another trial.
+
+    Args:
+        config: `ConfigDict` of the runs.
+        space: The fields to tune: as for `check_space`.
+        workdir: Folder of the search: trials in `trials/`, keras-tuner's state in
+            `tuner/`, what is searched in `search.json`.
+        algorithm: "random", "hyperband" or "bayesian".
+        trials: How many trials; Hyperband has as many as its rounds need.
+        objective: Key of the log lines, `val_accuracy` or `val_loss` say, whose last
+            value is a trial's score: settings whose accuracy breaks down after a good
+            epoch are no good settings. The greater the better, unless the key ends in
+            "loss".
+        seed: Seed of the search.
+        patience: Log lines without a better objective after which a trial is ended;
+            None for never.
+
+    Raises:
+        ValueError: If one of these is wrong.
+        keras_fa.results.RunFolderError: If the folder belongs to another search, or its
+            state is damaged.
+    """
+
+    def __init__(
+        self,
+        config,
+        space,
+        workdir,
+        algorithm="random",
+        trials=12,
+        objective="val_accuracy",
+        seed=0,
+        patience=None,
+    ):
+        configuration.check(config)
+        check_space(config, space)
+        read_role()
+        if algorithm not in ALGORITHMS:
+            raise ValueError(
+                f"Unknown algorithm: {algorithm!r}. Known: {', '.join(ALGORITHMS)}."
+            )
+        self.config, self.space = config, space
+        self.workdir = pathlib.Path(workdir)
+        self.objective = objective
+        self.patience = patience
+        self.direction = "min" if objective.endswith("loss") else "max"
+        self._rounds = None
+        shared = {
+            "objective": keras_tuner.Objective(objective, self.direction),
+            # Zero would have keras-tuner draw a seed.
+            "seed": seed + 1,
+            # A space in which much diverges is no reason to stop.
+            "max_consecutive_failed_trials": 10**6,
+        }
+        if algorithm == "random":
+            oracle = keras_tuner.oracles.RandomSearchOracle(max_trials=trials, **shared)
+        elif algorithm == "bayesian":
+            oracle = keras_tuner.oracles.BayesianOptimizationOracle(
+                max_trials=trials, **shared
+            )
+        else:
+            lines = config.epochs // config.log_every
+            oracle = keras_tuner.oracles.HyperbandOracle(max_epochs=lines, **shared)
+            self._rounds = _hyperband_rounds(lines)
+            trials = len(self._rounds)
+        self.trials = trials
+        # keras-tuner's own display knows no time left.
+        oracle.verbose = 0
+        self._claim(algorithm, seed)
+        self._console = None
+        # On a worker of keras-tuner's distributed mode `_tuner.oracle` asks the chief.
+        self._oracle = oracle
+        try:
+            self._tuner = _Tuner(self, oracle)
+        except (ValueError, KeyError, RuntimeError) as error:
+            raise run_folder.RunFolderError(
+                f"The state of the search in {self.workdir / 'tuner'} cannot be read: "
+                f"{error}. Delete that folder and give the same command: trials that "
+                "are finished are not run again."
+            ) from error
+
+    def _claim(self, algorithm, seed):
+        """Refuses a folder of another search, before it is touched."""
+        given = {
+            "config": self.config.to_dict(),
+            "space": self.space,
+            "algorithm": algorithm,
+            "objective": self.objective,
+            "seed": seed,
+            "patience": self.patience,
+        }
+        given = json.loads(run_folder.to_json(given))
+        path = self.workdir / "search.json"
+        if path.exists():
+            stored = json.loads(path.read_text(encoding="utf-8"))
+            found = run_folder.differences(stored, given)
+            if found:
+                raise run_folder.RunFolderError(
+                    f"{self.workdir} belongs to another search:\n  "
+                    + "\n  ".join(found[:10])
+                    + "\nChoose another --workdir."
+                )
+            return
+        self.workdir.mkdir(parents=True, exist_ok=True)
+        if any(not p.name.startswith(".") for p in self.workdir.iterdir()):
+            # Another process of the same search may have been faster.
+            if path.exists():
+                return self._claim(algorithm, seed)
+            raise run_folder.RunFolderError(
+                f"{self.workdir} is not empty and holds no search. Choose another "
+                "--workdir."
+            )
+        run_folder.write_text(path, run_folder.to_json(given, indent=2) + "\n")
+
+    def run(self, console=None):
+        """Runs, or goes on with, the search.
+
+        Under keras-tuner's distributed mode, which its environment variables turn on,
+        the chief hands out trials and the workers run them.
+
+        Args:
+            console: `rich.console.Console` to show the progress on; None for silence.
+
+        Raises:
+            keras_fa.results.RunFolderError, keras_fa.datasets.DatasetNotFound, OSError:
+                Whatever would fail every trial. What fails one trial, a loss that is no
+                number above all, is recorded and does not stop the search.
+        """
+        self._console = console
+        try:
+            with warnings.catch_warnings():
+                # Of keras-tuner, where a trial's only score is NaN.
+                warnings.filterwarnings("ignore", "All-NaN axis", RuntimeWarning)
+                self._tuner.search()
+        except keras_tuner.errors.FatalError as error:
+            raise (error.__cause__ or error) from None
+
+    def table(self):
+        """What came of each trial.
+
+        Returns:
+            `pandas.DataFrame`, the best first: `trial`, `status` ("finished",
+            "diverged", "failed" or "running"), the objective, `epochs`, and a column
+            for each field.
+        """
+        import pandas as pd
+
+        rows = []
+        for trial in self._oracle.trials.values():
+            summary = self._summary(trial.trial_id)
+            status = summary["status"] if summary else "running"
+            if summary is None and trial.status in ("FAILED", "INVALID"):
+                status = "failed"
+            values = trial.hyperparameters.values
+            rows.append(
+                {
+                    "trial": trial.trial_id,
+                    "status": status,
+                    self.objective: trial.score if status == "finished" else math.nan,
+                    "epochs": summary["epochs"] if summary else None,
+                    **{field: values.get(field) for field in self.space},
+                }
+            )
+        table = pd.DataFrame(
+            rows, columns=["trial", "status", self.objective, "epochs", *self.space]
+        )
+        ascending = self.direction == "min"
+        return table.sort_values(self.objective, ascending=ascending, kind="stable")
+
+    def failures(self):
+        """`{trial: message}` of the trials that failed otherwise than by diverging."""
+        return {
+            trial.trial_id: trial.message
+            for trial in self._oracle.trials.values()
+            if trial.message
+            and run_folder.read_summary(self._folder(trial.trial_id)) is None
+        }
+
+    def best(self):
+        """The configuration of the best trial.
+
+        Raises:
+            ValueError: If no trial has finished.
+        """
+        # keras-tuner fills up with trials that are not finished.
+        found = self._oracle.get_best_trials(1)
+        if not found or found[0].status != "COMPLETED":
+            raise ValueError("No trial of this search has finished.")
+        return configure(self.config, self.space, found[0].hyperparameters.copy())
+
+    def write_hparams(self, folder):
+        """Writes all trials for TensorBoard's HParams page.
+
+        Args:
+            folder: What `tensorboard --logdir` is to be given; what was there before
+                goes.
+        """
+        import tensorflow as tf
+        from tensorboard.plugins.hparams import api
+
+        shutil.rmtree(folder, ignore_errors=True)
+        for row in self.table().to_dict("records"):
+            values = {field: row[field] for field in self.space}
+            with tf.summary.create_file_writer(f"{folder}/{row['trial']}").as_default():
+                api.hparams(values, trial_id=row["trial"])
+                if math.isfinite(row[self.objective]):
+                    tf.summary.scalar(self.objective, row[self.objective], step=0)
+
+    def _folder(self, trial_id):
+        return self.workdir / "trials" / trial_id
+
+    def _summary(self, trial_id):
+        return run_folder.read_summary(self._folder(trial_id))
+
+    def run_trial(self, trial):
+        """Runs one trial; returns its objective, or NaN if it diverged."""
+        parameters = trial.hyperparameters
+        config = configure(self.config, self.space, parameters)
+        if "tuner/epochs" in parameters.values:
+            config.epochs = parameters.values["tuner/epochs"] * config.log_every
+        extra = []
+        if self.patience is not None:
+            extra.append(
+                StopEarly(self.objective, patience=self.patience, mode=self.direction)
+            )
+        self._show(trial)
+        folder = self._folder(trial.trial_id)
+        summary = run(
+            config, folder, progress=self._console is not None, extra_callbacks=extra
+        )
+        if summary["status"] == "diverged":
+            # Which makes keras-tuner count the trial as failed.
+            return math.nan
+        last = run_folder.read_metrics(folder)[-1]
+        if self.objective not in last:
+            raise keras_tuner.errors.FatalValueError(
+                f"The runs do not log the objective {self.objective!r}. They log "
+                f"{', '.join(last)}."
+            )
+        return last[self.objective]
+
+    def _show(self, trial):
+        """A line for a trial that begins: its settings, and the time left of all."""
+        if self._console is None:
+            return
+        folders = sorted((self.workdir / "trials").glob("*"))
+        over = [s for s in map(run_folder.read_summary, folders) if s is not None]
+        left = ""
+        if over:
+            seconds = sum(s["seconds"] for s in over) / sum(s["epochs"] for s in over)
+            if self._rounds is None:
+                epochs = statistics.mean(s["epochs"] for s in over)
+                epochs *= self.trials - len(over)
+            else:
+                epochs = sum(self._rounds[len(over) :]) * self.config.log_every
+            left = f", about {duration(seconds * epochs)} of computing left"
+        values = trial.hyperparameters.values
+        settings = ", ".join(
+            f"{field.rsplit('.', 1)[-1]}={short(values[field])}"
+            for field in self.space
+            if field in values
+        )
+        self._console.print(
+            f"trial {trial.trial_id} ({len(over)} of {self.trials} over{left}): "
+            f"{settings}",
+            highlight=False,
+        )
+
+
+def short(value):
+    """A value for a table: a number to four digits, anything else as it is."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _hyperband_rounds(longest, factor=3):
+    """How long Hyperband trains each of its trials, in the order of its rounds.
+
+    Li et al. (2018), algorithm 1, with keras-tuner's numbers of trials.
+    """
+    rounds = []
+    brackets = range(int(math.log(longest, factor) + 1e-9) + 1)
+    for bracket in reversed(brackets):
+        last = math.ceil(1 + math.log(longest, factor)) / (bracket + 1)
+        for halvings in range(bracket, -1, -1):
+            size = math.ceil(last * factor**halvings)
+            rounds += size * [math.ceil(longest / factor**halvings)]
+    return rounds
+
+
+class _Tuner(keras_tuner.engine.base_tuner.BaseTuner):
+    """Keras-tuner's loop around `Search.run_trial`."""
+
+    def __init__(self, search, oracle):
+        self._search = search
+        parameters = oracle.get_space()
+        configure(search.config, search.space, parameters)
+        oracle.update_space(parameters)
+        super().__init__(oracle, directory=str(search.workdir), project_name="tuner")
+
+    def run_trial(self, trial):
+        try:
+            return {self._search.objective: self._search.run_trial(trial)}
+        except (run_folder.RunFolderError, datasets.DatasetNotFound, OSError) as error:
+            # keras-tuner would go on and fail every other trial of the same cause.
+            raise keras_tuner.errors.FatalError(str(error)) from error

@@ -1,0 +1,50 @@
+"""Rules that keep the signs of W and not its sizes."""
+
+import math
+
+import keras
+from keras import ops
+
+from keras_fa.rules.base import PACKAGE, FeedbackRule
+
+
+@keras.saving.register_keras_serializable(PACKAGE)
+class SignFeedbackAlignment(FeedbackRule):
+    """sign-FA (uSF): `B = s * sign(W)`, computed anew in every backward pass.
+
+    Nothing is stored. `sign(0) = -1`, the convention of Robertson and Koyejo (2024),
+    section 3. Source of the rule: Liao et al. (2016).
+
+    Args:
+        scale: s. `"glorot"`, the default, is `sqrt(2 / (fan_in + fan_out))`, the
+            standard deviation of Glorot initialisation, the kernel's area counted in
+            both fans: the unscaled rule explodes in deep networks. A positive number
+            is taken as it is; 1.0 is the definition of the paper. Cosines and the
+            conservation law do not depend on s.
+
+    Raises:
+        ValueError: If the scale is neither "glorot" nor a positive number.
+    """
+
+    def __init__(self, scale="glorot"):
+        number = isinstance(scale, (int, float)) and not isinstance(scale, bool)
+        if not (scale == "glorot" or (number and 0 < scale < math.inf)):
+            raise ValueError(
+                'The scale of SignFeedbackAlignment must be "glorot" or a positive '
+                f"number. Received: scale={scale!r}."
+            )
+        self.scale = scale
+
+    def backward_kernel(self, kernel, feedback):
+        kernel = ops.convert_to_tensor(kernel)
+        scale = self.scale
+        if scale == "glorot":
+            *area, channels_in, channels_out = kernel.shape
+            scale = math.sqrt(2 / (math.prod(area) * (channels_in + channels_out)))
+        # Not ops.cast, which takes a Python number through float32.
+        scale = ops.convert_to_tensor(scale, dtype=kernel.dtype)
+        # ops.sign would give 0 at 0.
+        return ops.where(kernel > 0, scale, -scale)
+
+    def get_config(self):
+        return {"scale": self.scale}
