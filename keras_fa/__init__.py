@@ -2,7 +2,8 @@
 
 import importlib
 
-from keras_fa import gradients, layers, models, optimizers, rules
+from keras_fa import gradients, layers, models, optimizers, registry, rules
+from keras_fa.registry import register
 
 # Rooms that bring a data set library or a plotting library load on first use. Those of
 # the laboratory have a short name here.
@@ -22,7 +23,16 @@ _LAZY = {
     "tuning": "lab.tuning",
 }
 
-__all__ = ["gradients", "layers", "models", "optimizers", "rules", *sorted(_LAZY)]
+__all__ = [
+    "gradients",
+    "layers",
+    "models",
+    "optimizers",
+    "register",
+    "registry",
+    "rules",
+    *sorted(_LAZY),
+]
 
 
 def __dir__():

@@ -247,7 +247,7 @@ def test_divergence_is_recorded(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "match"),
     [
-        ({"rule": "feedback"}, "Known rules: backprop, fa"),
+        ({"rule": "feedback"}, "Known: backprop, fa"),
         ({"optimizer": {"name": "sdg"}}, "Known: adam, sgd"),
         ({"dataset": {"name": "digit"}}, "Did you mean 'digits'"),
         ({"model": {"name": "vgg"}}, "Known: lenet, mlp, resnet18"),

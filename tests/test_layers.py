@@ -464,7 +464,7 @@ def test_kernel_that_a_subclass_passes_on_is_used(rule):
 
 
 def test_unknown_rule_is_refused_by_the_layer():
-    with pytest.raises(ValueError, match="Unknown feedback rule"):
+    with pytest.raises(ValueError, match="Unknown rule"):
         FeedbackDense(3, rule="random")
 
 

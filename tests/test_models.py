@@ -427,7 +427,7 @@ def test_the_rule_reaches_every_layer(network, rule):
 
 def test_unknown_rule_is_refused_by_the_builders():
     for build in _SMALL.values():
-        with pytest.raises(ValueError, match="Unknown feedback rule"):
+        with pytest.raises(ValueError, match="Unknown rule"):
             build("no such rule")
 
 
@@ -572,7 +572,7 @@ def test_with_rule_errors():
     stock = keras.Sequential([keras.Input((4,)), layers.Dense(3)])
     with pytest.raises(ValueError, match="no feedback layers"):
         models.with_rule(stock, "fa")
-    with pytest.raises(ValueError, match="Unknown feedback rule"):
+    with pytest.raises(ValueError, match="Unknown rule"):
         models.with_rule(models.mlp((4,), 5, 3), "nothing")
 
     class Subclassed(keras.Model):

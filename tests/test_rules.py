@@ -86,7 +86,7 @@ def test_get_unknown_lists_the_known_rules_and_the_nearest(unknown, nearest):
 
 @pytest.mark.parametrize("unknown", [None, 3, "xyzzy", keras.layers.Dense])
 def test_get_unknown_without_a_near_name_makes_no_guess(unknown):
-    with pytest.raises(ValueError, match="Unknown feedback rule") as error:
+    with pytest.raises(ValueError, match="Unknown rule") as error:
         rules.get(unknown)
     assert "Did you mean" not in str(error.value)
 

@@ -1,9 +1,8 @@
 """Feedback rules: which kernel B the backward pass of a layer uses in place of W."""
 
-import difflib
-
 import keras
 
+from keras_fa import registry
 from keras_fa.rules.base import PACKAGE, FeedbackRule
 from keras_fa.rules.fixed import (
     AdaptiveFeedbackAlignment,
@@ -25,22 +24,18 @@ __all__ = [
     "serialize",
 ]
 
-_RULES = {
-    "backprop": Backprop,
-    "fa": FeedbackAlignment,
-    "ada_fa": AdaptiveFeedbackAlignment,
-    "sign_fa": SignFeedbackAlignment,
-}
-
-NAMES = tuple(_RULES)
+NAMES = registry.names("rule")
+"""The names of the toolkit's own rules."""
 
 
 def get(identifier):
     """Looks a feedback rule up.
 
     Args:
-        identifier: One of the names in `rules.NAMES`, a config as `serialize` returns
-            it, a rule class, or a rule, which is returned as it is.
+        identifier: A name: one of `rules.NAMES`, one given with
+            `keras_fa.register("rule", name)`, or "module:Class"; a config: that which
+            `serialize` returns, or in short `{"name": "fa", "seed": 1}`; a rule class;
+            or a rule, which is returned as it is.
 
     Returns:
         A `FeedbackRule`.
@@ -54,13 +49,14 @@ def get(identifier):
         return identifier()
     if isinstance(identifier, dict):
         return deserialize(identifier)
-    if isinstance(identifier, str) and identifier in _RULES:
-        return _RULES[identifier]()
-    close = difflib.get_close_matches(str(identifier).lower(), NAMES, n=1, cutoff=0.4)
-    hint = f' Did you mean "{close[0]}"?' if close else ""
+    rule = registry.get("rule", identifier)
+    if isinstance(rule, FeedbackRule):
+        return rule
+    if isinstance(rule, type) and issubclass(rule, FeedbackRule):
+        return rule()
     raise ValueError(
-        f"Unknown feedback rule: {identifier!r}.{hint} Known rules: "
-        f"{', '.join(NAMES)}; a config dict or a FeedbackRule instance works as well."
+        f"The rule {identifier!r} must be a subclass of keras_fa.rules.FeedbackRule or "
+        f"an object of one. Received: {rule!r}."
     )
 
 
@@ -73,8 +69,8 @@ def deserialize(config):
     """The rule that a config dict describes.
 
     Args:
-        config: What `serialize` returned, or in short
-            `{"class_name": "fa", "config": {"seed": 1}}`.
+        config: What `serialize` returned, or in short a name and its arguments, such as
+            `{"name": "fa", "seed": 1}`.
 
     Returns:
         A `FeedbackRule`.
@@ -82,10 +78,15 @@ def deserialize(config):
     Raises:
         ValueError: If the config does not describe a feedback rule.
     """
-    known = _RULES | {rule.__name__: rule for rule in _RULES.values()}
-    rule_class = known.get(config.get("class_name"))
-    if rule_class is not None:
-        return rule_class.from_config(config.get("config", {}))
+    if "name" in config:
+        arguments = {key: value for key, value in config.items() if key != "name"}
+        rule = registry.get("rule", config["name"])
+        return registry.made("rule", rule, arguments)
+    class_name = config.get("class_name")
+    for name in registry.names("rule"):
+        rule = registry.get("rule", name)
+        if class_name in (name, getattr(rule, "__name__", None)):
+            return rule.from_config(config.get("config", {}))
     rule = keras.saving.deserialize_keras_object(config)
     if not isinstance(rule, FeedbackRule):
         raise ValueError(f"Not the config of a feedback rule: {config!r}.")

@@ -6,9 +6,11 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_fa.registry import register
 from keras_fa.rules.base import PACKAGE, FeedbackRule
 
 
+@register("rule", "backprop")
 @keras.saving.register_keras_serializable(PACKAGE)
 class Backprop(FeedbackRule):
     """Backpropagation, "GD" in the papers: `B = W` at every step.
@@ -20,6 +22,7 @@ class Backprop(FeedbackRule):
         return kernel
 
 
+@register("rule", "fa")
 @keras.saving.register_keras_serializable(PACKAGE)
 class FeedbackAlignment(FeedbackRule):
     """Feedback alignment (FA): B is drawn once, independent of W, and stays fixed.
@@ -99,6 +102,7 @@ class FeedbackAlignment(FeedbackRule):
         return {"initializer": initializer, "seed": self.seed}
 
 
+@register("rule", "ada_fa")
 @keras.saving.register_keras_serializable(PACKAGE)
 class AdaptiveFeedbackAlignment(FeedbackRule):
     """adaFA: B is a copy of W at initialisation and then stays fixed.

@@ -5,9 +5,11 @@ import math
 import keras
 from keras import ops
 
+from keras_fa.registry import register
 from keras_fa.rules.base import PACKAGE, FeedbackRule
 
 
+@register("rule", "sign_fa")
 @keras.saving.register_keras_serializable(PACKAGE)
 class SignFeedbackAlignment(FeedbackRule):
     """sign-FA (uSF): `B = s * sign(W)`, computed anew in every backward pass.
