@@ -15,8 +15,9 @@ import warnings
 
 import keras
 import tensorflow as tf
-from keras.src import tree
-from keras.src.backend.tensorflow import trainer as keras_trainer
+from keras import tree
+
+from keras_fa import _keras
 
 NAMES = ("default", "mirrored", "multi_worker")
 
@@ -80,8 +81,7 @@ def _multi_worker():
     workers, index = read_cluster()
     _LOG.info("Worker %d of %d waits for the others: %s", index, len(workers), workers)
     strategy = tf.distribute.MultiWorkerMirroredStrategy()
-    strategy.extended._check_health_interval = _HEALTH_INTERVAL
-    strategy.extended._check_health_timeout = _HEALTH_TIMEOUT
+    _keras.set_health_check(strategy, _HEALTH_INTERVAL, _HEALTH_TIMEOUT)
     return strategy
 
 
@@ -183,7 +183,7 @@ def check_agreement(strategy, epoch):
     Raises:
         RuntimeError: On every worker, if they differ.
     """
-    if not _is_multi_worker(strategy):
+    if not _keras.is_multi_worker(strategy):
         return
 
     @tf.function
@@ -277,13 +277,9 @@ def prepare(model):
     model._keras_fa_prepared = True
     _weigh_by_examples(model, strategy)
     _build_from_one_replica(model, strategy)
-    if _is_multi_worker(strategy):
-        keras_trainer.reduce_per_replica = _reduce_per_replica
+    if _keras.is_multi_worker(strategy):
+        _keras.replace_log_reduction(_reduce_per_replica)
     return model
-
-
-def _is_multi_worker(strategy):
-    return keras_trainer._collective_all_reduce_multi_worker(strategy)
 
 
 def _weigh_by_examples(model, strategy):
@@ -303,7 +299,7 @@ def _weigh_by_examples(model, strategy):
             replica.weight = tf.cast(here, tf.float32)
         else:
             replica.weight = share * strategy.num_replicas_in_sync
-        norms = [layer for layer in model._flatten_layers() if _is_local_norm(layer)]
+        norms = [layer for layer in _keras.layers_of(model) if _is_local_norm(layer)]
         if not norms:
             return train_step(data)
         # A replica without examples computes on a row of zeros, and forgets it.
@@ -358,18 +354,15 @@ def _build_from_one_replica(model, strategy):
                 )
                 break
         with strategy.scope():
-            model._symbolic_build(data_batch=data_batch)
+            _keras.symbolic_build(model, data_batch)
 
-    model._maybe_symbolic_build = symbolic_build
-
-
-_keras_reduce_per_replica = keras_trainer.reduce_per_replica
+    _keras.replace_symbolic_build(model, symbolic_build)
 
 
-def _reduce_per_replica(values, strategy, reduction):
+def _reduce_per_replica(values, strategy, reduction, keras_reduce):
     # Keras takes the mean over axis 0 of logs, which are scalars.
-    if reduction in ("auto", "mean") and _is_multi_worker(strategy):
+    if reduction in ("auto", "mean") and _keras.is_multi_worker(strategy):
         return tree.map_structure(
             lambda value: strategy.reduce("MEAN", value, axis=None), values
         )
-    return _keras_reduce_per_replica(values, strategy, reduction)
+    return keras_reduce(values, strategy, reduction)

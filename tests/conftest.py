@@ -7,7 +7,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import keras
 import pytest
 import tensorflow as tf
-from tensorflow.python.framework.config import disable_op_determinism
+
+from keras_fa import _keras
 
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0],
@@ -28,6 +29,6 @@ def fresh_keras():
     keras.utils.set_random_seed(1)
     yield
     # A run asks for it, and it would refuse XLA to every test that comes after.
-    disable_op_determinism()
+    _keras.set_op_determinism(False)
     keras.config.set_dtype_policy("float32")
     keras.config.set_image_data_format("channels_last")

@@ -426,6 +426,21 @@ def rule_of_a_user(x):
     return dense(2, "o", rule=Halved())(dense(5, "a", "relu")(x))
 
 
+class Squared(rules.FeedbackRule):
+    """A user's rule that says what it conserves: Q = 1/3 sum |W|^3, B = W |W|."""
+
+    def backward_kernel(self, kernel):
+        return kernel * ops.abs(kernel)
+
+    def potential(self, kernel):
+        return kernel, kernel * ops.abs(kernel) / 3
+
+
+@row("a -> o (5 units)")
+def rule_of_a_user_with_a_law(x):
+    return dense(2, "o", rule=Squared())(dense(5, "a", "relu")(x))
+
+
 class Doubled(feedback.FeedbackDense):
     """A user's layer: a subclass may compute anything."""
 

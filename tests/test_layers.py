@@ -13,8 +13,15 @@ import tensorflow as tf
 from helpers import LAYERS, RULES, assert_close
 from keras import ops
 
-from keras_fa import rules
-from keras_fa.layers import FeedbackConv2D, FeedbackDense, feedback_layers
+from keras_fa import models, rules
+from keras_fa.layers import (
+    FeedbackConv2D,
+    FeedbackDense,
+    FeedbackMixin,
+    feedback_layers,
+    feedback_variables,
+    forward_variables,
+)
 
 every_rule = pytest.mark.parametrize("rule", RULES)
 every_layer = pytest.mark.parametrize("case", LAYERS)
@@ -518,3 +525,62 @@ def test_two_replicas_train_as_one_device(rule, mirrored):
         np.testing.assert_allclose(v_two, v_one, rtol=0, atol=1e-5)
     assert np.abs(one.layers[0].kernel - one_start[0]).max() > 0.01
     assert helpers.relative_error(two(x), one(x)) < 1e-5
+
+
+# --- Layers of one's own ---
+
+
+class Detour(FeedbackMixin, keras.layers.DepthwiseConv2D):
+    """Goes past the rule: its stock `call` computes the product by itself."""
+
+
+class OwnDense(FeedbackMixin, keras.layers.Dense):
+    def call(self, inputs):
+        return self.linear(keras.ops.matmul, inputs)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_product_that_goes_past_the_rule_is_refused(compiled):
+    x = tf.ones((1, 4, 4, 2))
+    layer = Detour(3, rule="backprop")
+    layer(x)  # Is backpropagation, as it says.
+    layer = Detour(3, rule="sign_fa")
+    call = tf.function(layer) if compiled else layer
+    with pytest.raises(TypeError, match="nothing in its call went through it"):
+        call(x)
+    # Nothing is left over from the failed call.
+    assert OwnDense(2, rule="sign_fa")(tf.ones((1, 3))).shape == (1, 2)
+
+
+def test_the_guard_is_not_fooled_by_an_inner_layer():
+    class Holder(FeedbackMixin, keras.layers.Dense):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            self.inner = OwnDense(self.units, rule="fa")
+
+        def call(self, inputs):
+            return self.inner(inputs)
+
+    with pytest.raises(TypeError, match=r"Holder.*went through it"):
+        Holder(2, rule="fa")(tf.ones((1, 3)))
+
+
+def test_the_guard_lets_symbols_pass():
+    inputs = keras.Input((4, 4, 2))
+    model = keras.Model(inputs, Detour(3, rule="sign_fa")(inputs))
+    with pytest.raises(TypeError, match="nothing in its call"):
+        model(tf.ones((1, 4, 4, 2)))
+
+
+def test_forward_variables_are_the_weights_without_the_feedback():
+    model = models.mlp((4,), (3,), 2, rule="fa")
+    first, second = feedback_layers(model)
+    assert [id(v) for v in feedback_variables(model)] == [
+        id(first.feedback),
+        id(second.feedback),
+    ]
+    assert [v.path for v in forward_variables(model)] == [
+        v.path for v in model.trainable_variables
+    ]
+    first.trainable = False
+    assert len(forward_variables(model)) == 2

@@ -64,9 +64,7 @@ def test_names_are_plain_words(name):
 
 
 def test_unknown_kind_and_unknown_name_name_the_nearest():
-    with pytest.raises(
-        ValueError, match="Unknown kind: 'rules'. Did you mean \"rule\""
-    ):
+    with pytest.raises(ValueError, match=r"Unknown kind: 'rules'. Did you mean .rule"):
         register("rules", "x")
     with pytest.raises(ValueError, match='Did you mean "sign_fa"'):
         registry.get("rule", "sgn_fa")
@@ -79,7 +77,7 @@ def test_module_and_function(own, table):
     assert registry.get("loss", "own_loss") is thing
     assert registry.modules() == ["own_things"]
     assert registry.get("model", "own_things:Outer.method")(3) == 3
-    with pytest.raises(ValueError, match="no 'own_los'. Did you mean \"own_loss\""):
+    with pytest.raises(ValueError, match=r"no 'own_los'. Did you mean \"own_loss\""):
         registry.get("loss", "own_things:own_los")
     with pytest.raises(ValueError, match="'own_thing' that cannot be imported"):
         registry.get("loss", "own_thing:own_loss")

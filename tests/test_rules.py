@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 from keras import initializers
 
-from keras_fa import rules
+from keras_fa import registry, rules
 from keras_fa.layers import FeedbackConv2D, FeedbackDense
 from keras_fa.rules import (
     AdaptiveFeedbackAlignment,
@@ -140,13 +140,43 @@ def test_scale_must_be_glorot_or_positive(scale):
         SignFeedbackAlignment(scale)
 
 
-def test_a_base_rule_stores_nothing_and_has_no_backward_kernel():
+def test_a_base_rule_stores_nothing_and_promises_nothing():
     rule = rules.FeedbackRule()
-    assert not rule.stores_feedback
+    assert rule.slots((5, 4)) == {}
     with pytest.raises(NotImplementedError):
-        rule.backward_kernel(None, None)
-    assert FeedbackAlignment().stores_feedback
-    assert DoubledFeedback().stores_feedback
+        rule.backward_kernel(None)
+    assert rule.potential(None) is None and rule.alignment_bound((5, 4)) is None
+    for stored in (FeedbackAlignment(), DoubledFeedback()):
+        assert stored.slots((5, 4))["feedback"].shape == (5, 4)
+
+
+def test_labels_and_colours_are_the_rules_own():
+    labels = [rules.label_of(rules.get(name)) for name in rules.NAMES]
+    assert labels == ["BP", "FA", "adaFA", "sign-FA"]
+    assert len({rules.get(name).color for name in rules.NAMES}) == 4
+    # Another rule, which neither looks nor is called like its base.
+    assert rules.label_of(DoubledFeedback()) == "DoubledFeedback"
+    assert DoubledFeedback.color is None
+
+
+def test_a_rule_with_a_backward_kernel_of_its_own_promises_nothing_by_inheritance():
+    """2B goes backward, so <W, B> is not what it conserves."""
+
+    class Renamed(SignFeedbackAlignment):
+        pass
+
+    assert DoubledFeedback().potential(1, feedback=2) is None
+    assert FeedbackAlignment().potential(1, feedback=2) == (1, 2)
+    assert Renamed().alignment_bound((4, 4)) == 1 / 4
+
+
+def test_a_rule_of_ones_own_by_name(monkeypatch):
+    monkeypatch.setitem(
+        registry._TABLES, "rule", dict(registry._TABLES["rule"], twice=DoubledFeedback)
+    )
+    layer = _dense({"name": "twice", "seed": 3})
+    assert type(layer.rule) is DoubledFeedback
+    assert rules.label_of(layer.rule) == "twice"
 
 
 # --- sign-FA ---
@@ -155,7 +185,7 @@ def test_a_base_rule_stores_nothing_and_has_no_backward_kernel():
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
 def test_sign_of_zero_is_minus_one(dtype):
     kernel = tf.constant([[0.0, -0.0, 2.0, -3.0, 1e-7]], dtype)
-    feedback = SignFeedbackAlignment(1.0).backward_kernel(kernel, None)
+    feedback = SignFeedbackAlignment(1.0).backward_kernel(kernel)
     assert feedback.dtype == dtype
     np.testing.assert_array_equal(feedback, [[-1.0, -1.0, 1.0, -1.0, 1.0]])
 
@@ -166,17 +196,17 @@ def test_sign_of_zero_is_minus_one(dtype):
 )
 def test_sign_scale_counts_the_area_in_both_fans(shape, fans):
     kernel = tf.random.normal(shape, dtype="float64")
-    glorot = SignFeedbackAlignment().backward_kernel(kernel, None).numpy()
+    glorot = SignFeedbackAlignment().backward_kernel(kernel).numpy()
     # Exact in float64: the scale must not pass through float32.
     np.testing.assert_array_equal(np.abs(glorot), np.sqrt(2 / fans))
     np.testing.assert_array_equal(np.sign(glorot), np.sign(kernel))
     for scale in (1, 0.3):
-        literal = SignFeedbackAlignment(scale).backward_kernel(kernel, None)
+        literal = SignFeedbackAlignment(scale).backward_kernel(kernel)
         np.testing.assert_array_equal(np.abs(literal), np.float64(scale))
     # The standard deviation of Keras's own Glorot initializer.
     drawn = initializers.GlorotNormal(seed=0)((30, 20, 40, 50)).numpy()
     kernel = tf.ones(drawn.shape)
-    s = SignFeedbackAlignment().backward_kernel(kernel, None).numpy().max()
+    s = SignFeedbackAlignment().backward_kernel(kernel).numpy().max()
     # Measured: 1e-3 off with 1.2e6 draws.
     np.testing.assert_allclose(s, drawn.std(), rtol=3e-3)
 

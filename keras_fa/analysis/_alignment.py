@@ -6,7 +6,6 @@ import math
 import keras
 import numpy as np
 
-from keras_fa import rules
 from keras_fa.analysis import _dominance, _graph
 from keras_fa.layers import feedback_layers
 
@@ -113,12 +112,10 @@ def weight_alignment_bounds(model):
     """
     bounds = {}
     for name, layer in named_feedback_layers(model).items():
-        bounds[name] = None
-        if isinstance(layer.rule, rules.Backprop):
-            bounds[name] = 1.0
-        elif isinstance(layer.rule, rules.SignFeedbackAlignment):
-            bounds[name] = 1 / math.sqrt(math.prod(layer.kernel.shape))
-        elif (hidden := _hidden_layer_before(model, layer)) is not None:
+        bounds[name] = layer.rule.alignment_bound(tuple(layer.kernel.shape))
+        if bounds[name] is not None:
+            continue
+        if (hidden := _hidden_layer_before(model, layer)) is not None:
             arrays = [hidden.kernel, layer.kernel, layer.feedback]
             if hidden.bias is not None:
                 arrays.append(hidden.bias)

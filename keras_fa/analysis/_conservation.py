@@ -102,7 +102,7 @@ def potential(kind, producers, consumers, size):
     Args:
         kind: "potential" or "norm": see `Group`.
         producers: List of (arrays of a producer's variables, its `units`).
-        consumers: List of (W, B, its `units`), B None where it is W itself; without
+        consumers: List of (V, P, W, B, its `units`): see `Consumer.reading`; without
             BatchNorms.
         size: Number of units.
 
@@ -112,13 +112,16 @@ def potential(kind, producers, consumers, size):
     phi = np.zeros(size)
     for variables, units in producers:
         phi -= half_squares(variables, units, size)
-    for kernel, feedback, units in consumers:
-        if feedback is None:
-            products = 0.5 * row_products(kernel, kernel, len(units))
-        else:
-            products = row_products(kernel, feedback, len(units))
-        phi += by_unit(products, units, size)
+    for value, factor, _, _, units in consumers:
+        phi += by_unit(consumer_part(value, factor, len(units)), units, size)
     return -phi if kind == "norm" else phi
+
+
+def consumer_part(value, factor, channels):
+    """Q_j of `FeedbackRule.potential`, an array (channels,)."""
+    if factor is None:
+        return 0.5 * row_products(value, value, channels)
+    return row_products(value, factor, channels)
 
 
 def potentials(model, groups=None):
@@ -189,11 +192,7 @@ class Reader:
             for producer in group.producers
         ]
         consumers = [
-            (
-                self._read(consumer.kernel),
-                self._read(consumer.feedback()),
-                consumer.units,
-            )
+            (*map(self._read, consumer.reading()), consumer.units)
             for consumer in group.consumers
             if consumer.kernel is not None
         ]

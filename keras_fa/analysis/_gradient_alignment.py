@@ -15,9 +15,9 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
-from keras_fa import rules
+from keras_fa import _keras, rules
 from keras_fa.analysis._alignment import Alignment, by_name, named_feedback_layers
-from keras_fa.layers import feedback_layers
+from keras_fa.layers import feedback_layers, forward_variables
 
 _ACTIVATIONS = (
     keras.layers.Activation,
@@ -170,12 +170,12 @@ class GradientAlignment:
         return [(name, s) for (name, _), s in zip(hidden, signals, strict=True)]
 
     def _values(self):
-        return [tf.convert_to_tensor(v.value) for v in self.model.trainable_variables]
+        return [tf.convert_to_tensor(v.value) for v in forward_variables(self.model)]
 
     def _forward(self, x, y, values):
         """(loss, outputs) in training mode with these trainable values, no effects."""
         model = self.model
-        mapping = list(zip(model.trainable_variables, values, strict=True))
+        mapping = list(zip(forward_variables(model), values, strict=True))
         with keras.StatelessScope(mapping, collect_losses=True):
             outputs = model(x, training=True)
             if self._loss is None:
@@ -316,25 +316,23 @@ def _hidden_outputs(model, watch):
 
         return call_and_record
 
-    activations = [x for x in model._flatten_layers() if isinstance(x, _ACTIVATIONS)]
+    activations = [x for x in _keras.layers_of(model) if isinstance(x, _ACTIVATIONS)]
     layers = [*feedback_layers(model), *activations]
     try:
         for layer in layers:
-            # On the object itself, past Keras's attribute tracking: the only place
-            # that functional, nested and subclassed models all pass through.
-            object.__setattr__(layer, "call", recorded(layer, layer.call))
+            _keras.replace_call(layer, recorded(layer, layer.call))
         yield hidden
     finally:
         for layer in layers:
-            vars(layer).pop("call", None)
+            _keras.restore_call(layer)
 
 
 def _owners(model):
     """The name of the innermost layer that owns each trainable variable, in order."""
     owners = {}
-    for layer in model._flatten_layers():
+    for layer in _keras.layers_of(model):
         owners.update((id(v), layer) for v in layer.trainable_variables)
-    layers = [owners[id(v)] for v in model.trainable_variables]
+    layers = [owners[id(v)] for v in forward_variables(model)]
     by_name(list(dict.fromkeys(layers)))
     return [layer.name for layer in layers]
 

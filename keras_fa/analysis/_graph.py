@@ -13,6 +13,8 @@ import keras
 import numpy as np
 from keras import layers
 
+from keras_fa import _keras
+
 
 @dataclasses.dataclass(frozen=True)
 class Call:
@@ -118,8 +120,7 @@ def _nodes(outputs, stop):
         tensor, parents_done = stack.pop()
         if id(tensor) in stop:
             continue
-        history = tensor._keras_history
-        node = history.operation._inbound_nodes[history.node_index]
+        node = _keras.producing_node(tensor)
         if parents_done:
             order.append(node)
         elif id(node) not in done:
@@ -221,18 +222,12 @@ def _handler(call):
         return _same
     # What remains are functions of keras.ops, such as x + y, whose classes are not
     # public; with one tensor the other operand is a constant, and the law ends there.
-    if not _is_private(operation):
+    if not _keras.is_own_operation(operation):
         return None
     name = type(operation).__name__
     if name in {"Add", "Subtract", "Maximum", "Minimum"} and len(call.inputs) == 2:
         return _merge
     return _same if name in {"Relu", "LeakyRelu", "Identity"} else None
-
-
-def _is_private(operation):
-    return not isinstance(operation, keras.Layer) and (
-        type(operation).__module__.startswith("keras.")
-    )
 
 
 def activation_reason(activation, path):
@@ -259,7 +254,7 @@ def activation_reason(activation, path):
         if type(activation) is layers.LeakyReLU:
             return None
         # The layer and the operation of that name have the same attributes.
-        is_relu = name == "ReLU" and _is_private(activation)
+        is_relu = name == "ReLU" and _keras.is_own_operation(activation)
         if is_relu or type(activation) is layers.ReLU:
             if activation.max_value is None and not activation.threshold:
                 return None

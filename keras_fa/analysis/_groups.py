@@ -10,25 +10,12 @@ from keras import layers
 
 from keras_fa import rules
 from keras_fa.analysis import _graph
-from keras_fa.layers import (
-    FeedbackConv1D,
-    FeedbackConv2D,
-    FeedbackConv3D,
-    FeedbackDense,
-)
+from keras_fa.layers import COUNTERPARTS, FeedbackMixin
 
-# Exact types everywhere: a subclass may compute anything.
-_DENSE = {layers.Dense, FeedbackDense}
-_FEEDBACK = {FeedbackDense, FeedbackConv1D, FeedbackConv2D, FeedbackConv3D}
-_LINEAR = {layers.Dense, layers.Conv1D, layers.Conv2D, layers.Conv3D} | _FEEDBACK
-# A rule belongs here if B is constant along the flow or the sign of W times a constant,
-# so that <W, B> has the derivative <B, dW>; or if it is W itself: `Consumer.feedback`.
-_RULES = {
-    rules.Backprop,
-    rules.FeedbackAlignment,
-    rules.AdaptiveFeedbackAlignment,
-    rules.SignFeedbackAlignment,
-}
+# The linear layers whose channels are followed. Exact types everywhere: a subclass may
+# compute anything.
+_LINEAR = {layers.Dense, layers.Conv1D, layers.Conv2D, layers.Conv3D}
+_STOCK = {feedback: stock for stock, feedback in COUNTERPARTS.items()}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -68,11 +55,24 @@ class Consumer:
     kernel: object
     units: np.ndarray
 
-    def feedback(self):
-        """The backward kernel B now, None where it is the kernel itself."""
-        if type(self.layer) not in _FEEDBACK or _is_backprop(self.layer):
-            return None
-        return self.layer.backward_kernel()
+    def reading(self):
+        """What the law and its ledger need of it now, four tensors or variables.
+
+        Returns:
+            (V, P, W, B). It adds `<V[j], P[j]>` to the potential of input channel j, or
+            `1/2 |V[j]|^2` where P is None: see `FeedbackRule.potential`. W and B are
+            its forward and backward kernels, B None where it is W. Under a rule without
+            a law V and P are W and B, so that its drift can still be measured.
+        """
+        if not isinstance(self.layer, FeedbackMixin):
+            return self.kernel, None, self.kernel, None
+        backward = self.layer.backward_kernel()
+        if backward is self.kernel:
+            backward = None
+        part = self.layer.potential()
+        # Of the same numbers under most rules, and then to be told by identity.
+        value, factor = (self.kernel, backward) if part is None else part
+        return value, factor, self.kernel, backward
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -182,7 +182,7 @@ class _Walk:
         if not taken:
             return [self._source(shape) for shape in call.output_shapes]
         if _is_linear(layer):
-            axis = -1 if type(layer) in _DENSE else _graph.channel_axis(layer)
+            axis = _graph.channel_axis(layer)
             labels = self._end(call, taken[0], axis)
             reason = _graph.activation_reason(layer.activation, call.path)
             if reason is not None:
@@ -213,8 +213,9 @@ class _Walk:
             # is the law.
             self.channels.join(self._ends[id(layer)].rows, rows)
         else:
-            linear = type(layer) in _LINEAR
-            columns = self.channels.new(layer.kernel.shape[-1] if linear else size)
+            columns = self.channels.new(
+                layer.kernel.shape[-1] if _is_map(layer) else size
+            )
             self._ends[id(layer)] = _End(layer, call.path, columns, rows)
             for reason in _producer_reasons(layer, call.path):
                 self.channels.mark(columns, reason)
@@ -245,21 +246,17 @@ class _Walk:
         return made
 
 
+def _is_map(layer):
+    return _STOCK.get(type(layer), type(layer)) in _LINEAR
+
+
 def _is_linear(layer):
-    return (
-        type(layer) in _LINEAR
-        and not layer.lora_enabled
-        and layer.quantization_mode is None
-    )
-
-
-def _is_backprop(layer):
-    return type(layer) not in _FEEDBACK or type(layer.rule) is rules.Backprop
+    return _is_map(layer) and not layer.lora_enabled and layer.quantization_mode is None
 
 
 def _variables(layer):
     """What a layer produces its channels with, as far as it has it."""
-    if type(layer) in _LINEAR:
+    if _is_map(layer):
         variables = (layer.kernel, layer.bias)
     else:
         variables = (layer.gamma, layer.beta)
@@ -267,7 +264,7 @@ def _variables(layer):
 
 
 def _producer_reasons(layer, path):
-    if type(layer) not in _LINEAR and layer.gamma is None:
+    if not _is_map(layer) and layer.gamma is None:
         # Its outputs are then not scaled by anything that learns.
         yield f"'{path}' has no gamma (scale=False)"
     for variable in _variables(layer):
@@ -275,10 +272,10 @@ def _producer_reasons(layer, path):
 
 
 def _consumer_reasons(layer, path):
-    if type(layer) in _LINEAR:
+    if _is_map(layer):
         yield from _variable_reasons(layer.kernel, path)
-        if type(layer) in _FEEDBACK and type(layer.rule) not in _RULES:
-            yield f"'{path}' follows {type(layer.rule).__name__}, without a known law"
+        if isinstance(layer, FeedbackMixin) and layer.potential() is None:
+            yield f"'{path}' follows {rules.label_of(layer.rule)}, without a known law"
     elif not layer.trainable:
         # It then normalises by fixed statistics: an affine map, not scale-invariant.
         yield f"'{path}' is frozen (trainable=False)"
@@ -348,7 +345,7 @@ def _group(name, producing, consuming, units, reason):
         Consumer(
             end.layer,
             end.path,
-            end.layer.kernel if end.known and type(end.layer) in _LINEAR else None,
+            end.layer.kernel if end.known and _is_map(end.layer) else None,
             units[end.rows],
         )
         for end in consuming

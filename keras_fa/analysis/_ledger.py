@@ -10,7 +10,8 @@ does is known exactly. For any update W <- W + dW, from whatever optimizer,
 with B, W before the step and biases counted among the W_p. The first line is the first
 order, and the law says that plain gradient descent makes it zero, up to rounding. The
 second is the change of the feedback: the flips of signs under sign-FA, nothing under
-fixed feedback. The third are the steps' half squares. Under backpropagation, where the
+fixed feedback; for other potentials, see `FeedbackRule.potential`, what they moved
+beyond the first order. The third are the steps' half squares. Under backpropagation, where the
 consumer's part of Phi is 1/2 |W_c[j]|^2, the consumer has a half squared step as well,
 with a plus, and no flips. A "norm" group has all signs of its producers reversed.
 
@@ -42,7 +43,9 @@ class LedgerEntry:
         squared_steps: Summed half squares of the steps, with their sign: negative for
             producers, positive for a "norm" group and for consumers under
             backpropagation.
-        flips: What changes of the feedback added: the sign flips of sign-FA.
+        flips: What changes of the feedback added: the sign flips of sign-FA; under a
+            rule whose part of the law is no product of W and B, what that part moved
+            beyond <B, dW>.
         first_order: What the first order of the steps added: rounding under plain
             gradient descent; momentum, weight decay and adaptive steps show up here.
     """
@@ -178,7 +181,7 @@ class Ledger:
 def _terms(group, before, after):
     """What one step adds: half squares, flips and first order, array (3, units)."""
     terms = np.zeros((len(_TERMS), group.units))
-    squares, flips, first_order = terms
+    squares, _, first_order = terms
     sign = 1 if group.kind == "norm" else -1
     (old_producers, old_consumers), (new_producers, new_consumers) = before, after
     for (old, units), (new, _) in zip(old_producers, new_producers, strict=True):
@@ -189,21 +192,36 @@ def _terms(group, before, after):
             change = column_products(old_values, step)
             first_order += sign * by_unit(change, units, group.units)
     for old, new in zip(old_consumers, new_consumers, strict=True):
-        (old_kernel, old_feedback, units), (new_kernel, new_feedback, _) = old, new
-
-        def add(term, one, other, scale=1.0, units=units):
-            products = scale * row_products(one, other, len(units))
-            term += by_unit(products, units, group.units)
-
-        step = _difference(new_kernel, old_kernel)
-        if old_feedback is None:
-            add(first_order, old_kernel, step)
-            add(squares, step, step, 0.5)
-            continue
-        add(first_order, old_feedback, step)
-        if not np.array_equal(old_feedback, new_feedback):
-            add(flips, new_kernel, _difference(new_feedback, old_feedback))
+        _consumer_terms(terms, group, old, new)
     return terms
+
+
+def _consumer_terms(terms, group, old, new):
+    """Adds what one consumer's step does to `terms`."""
+    squares, flips, first_order = terms
+    old_value, old_factor, old_kernel, old_backward, units = old
+    new_value, new_factor, new_kernel, _, _ = new
+
+    def add(term, one, other, scale=1.0):
+        products = scale * row_products(one, other, len(units))
+        term += by_unit(products, units, group.units)
+
+    step = _difference(new_kernel, old_kernel)
+    if old_backward is None:
+        old_backward = old_kernel
+    add(first_order, old_backward, step)
+    value_step = step
+    if old_value is not old_kernel:
+        value_step = _difference(new_value, old_value)
+    # The first order of Q, which is that of the law unless B has moved by itself.
+    slope = old_value if old_factor is None else old_factor
+    if value_step is not step or not np.array_equal(slope, old_backward):
+        add(flips, slope, value_step)
+        add(flips, old_backward, step, -1.0)
+    if old_factor is None:
+        add(squares, value_step, value_step, 0.5)
+    elif not np.array_equal(old_factor, new_factor):
+        add(flips, new_value, _difference(new_factor, old_factor))
 
 
 def _difference(new, old):

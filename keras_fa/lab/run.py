@@ -7,9 +7,8 @@ import platform
 
 import ml_collections
 import tensorflow as tf
-from tensorflow.python.framework import config as tf_config
 
-from keras_fa import distribution, losses
+from keras_fa import _keras, distribution, losses
 from keras_fa import rules as feedback_rules
 from keras_fa.lab import config as configuration
 from keras_fa.lab import recording, run_folder
@@ -159,10 +158,10 @@ def _train(config, folder, strategy, progress, extra_callbacks):
 def _set_determinism(config):
     # Keras refuses XLA under op determinism; on a CPU XLA is deterministic without it.
     if config.deterministic and config.jit_compile != "on":
-        tf.config.experimental.enable_op_determinism()
+        _keras.set_op_determinism(True)
     else:
         # A run before this one, in the same process, may have turned it on.
-        tf_config.disable_op_determinism()
+        _keras.set_op_determinism(False)
 
 
 def _environment():

@@ -1,66 +1,178 @@
 """The mixin that makes a Keras layer a feedback layer."""
 
+import threading
+from typing import NamedTuple
+
 import keras
 from keras import ops
 
-from keras_fa import gradients, rules
+from keras_fa import _keras, gradients, rules
+
+# Which layers of the calls now under way have had a product pass through their rule.
+_calls = threading.local()
 
 
-class Feedback:
-    """What the feedback layers have in common; stands before a Keras layer class."""
+class Map(NamedTuple):
+    """One linear map of a layer: the attributes that hold what belongs to it.
+
+    Attributes:
+        kernel: Name of the attribute with the kernel W.
+        initializer: Name of the attribute with what drew it.
+    """
+
+    kernel: str = "kernel"
+    initializer: str = "kernel_initializer"
+
+
+class FeedbackMixin:
+    """What the feedback layers have in common; stands before a Keras layer class.
+
+    A subclass routes each of its products through `linear`, and lists its kernels in
+    `maps` if there are others than `kernel`. A call in which nothing was routed is an
+    error: the layer would train by plain backpropagation under another rule's name.
+
+    Args:
+        *args: Of the Keras layer.
+        rule: Feedback rule: see `keras_fa.rules.get`.
+        **kwargs: Of the Keras layer.
+
+    Attributes:
+        maps: Tuple of `Map`, one for each kernel.
+
+    Example:
+        >>> class FeedbackOuter(keras_fa.layers.FeedbackMixin, keras.layers.Dense):
+        ...     def call(self, inputs):
+        ...         return self.linear(keras.ops.matmul, inputs)
+        >>> FeedbackOuter(2, rule="sign_fa")(np.ones((1, 3))).shape
+        TensorShape([1, 2])
+    """
+
+    maps = (Map(),)
 
     def __init__(self, *args, rule="fa", **kwargs):
         super().__init__(*args, **kwargs)
         if self.quantization_mode is not None:
             self._refuse_quantization()
         self._rule = rules.get(rule).for_layer()
-        self.feedback = None
+        # What the rule stores: `{name: variable}` for each map.
+        self._stored = [{} for _ in self.maps]
 
     @property
     def rule(self):
         """The layer's `FeedbackRule`. `models.with_rule` gives a model another one."""
         return self._rule
 
+    @property
+    def feedback(self):
+        """The stored B of the first kernel, a variable, or None if none is stored."""
+        return self._stored[0].get("feedback")
+
     def build(self, input_shape):
         super().build(input_shape)
-        if not self._rule.stores_feedback:
-            return
-        if self.lora_enabled:
-            # Keras locks the layer behind the LoRA weights that it added last.
-            self._tracker.unlock()
-        self.feedback = self.add_weight(
-            name="feedback",
-            shape=self.kernel.shape,
-            dtype=self.variable_dtype,
-            # Called when W has its values, which in a model that `fit` builds is later.
-            initializer=lambda shape, dtype: ops.cast(self._initial_feedback(), dtype),
-            trainable=False,
+        if getattr(self, "lora_enabled", False):
+            _keras.allow_more_weights(self)
+        for entry, stored in zip(self.maps, self._stored, strict=True):
+            kernel = getattr(self, entry.kernel)
+            for name, slot in self._rule.slots(tuple(kernel.shape)).items():
+                stored[name] = self.add_weight(
+                    name=name if len(self.maps) == 1 else f"{entry.kernel}_{name}",
+                    shape=slot.shape,
+                    dtype=slot.dtype or self.variable_dtype,
+                    initializer=self._slot_initializer(entry, slot),
+                    trainable=False,
+                )
+
+    def _slot_initializer(self, entry, slot):
+        # Called when W has its values, which in a model that `fit` builds is later.
+        def initialize(shape, dtype):
+            return ops.cast(self._initial(entry, slot), dtype)
+
+        return initialize
+
+    def _initial(self, entry, slot):
+        return slot.initial(
+            getattr(self, entry.kernel), getattr(self, entry.initializer)
         )
 
-    def _initial_feedback(self):
-        return self._rule.initial_feedback(self.kernel, self.kernel_initializer)
-
     def reset_feedback(self):
-        """Makes the stored B anew, as when the layer was built, from the current W."""
-        if self.feedback is not None:
-            self.feedback.assign(self._initial_feedback())
+        """Makes what is stored anew, as at the layer's build, from the current W."""
+        for entry, stored in zip(self.maps, self._stored, strict=True):
+            slots = self._rule.slots(tuple(getattr(self, entry.kernel).shape))
+            for name, variable in stored.items():
+                variable.assign(self._initial(entry, slots[name]))
 
-    def backward_kernel(self):
+    def stored(self, index=0):
+        """`{name: variable}` of what the rule stores with a kernel."""
+        return dict(self._stored[index])
+
+    def backward_kernel(self, index=0):
         """What the backward pass uses in place of W now.
+
+        Args:
+            index: Which of the layer's `maps`.
 
         Returns:
             A tensor or variable of the kernel's shape; the kernel itself under
             backpropagation.
         """
-        return self._rule.backward_kernel(self.kernel, self.feedback)
+        kernel = getattr(self, self.maps[index].kernel)
+        return self._rule.backward_kernel(kernel, **self._stored[index])
 
-    def _linear(self, op, inputs, kernel):
+    def potential(self, index=0):
+        """The layer's part in the conservation law: see `FeedbackRule.potential`."""
+        kernel = getattr(self, self.maps[index].kernel)
+        return self._rule.potential(kernel, **self._stored[index])
+
+    def linear(self, op, inputs, kernel=None, index=0):
+        """A product of the layer, its input gradient taken with the rule's B.
+
+        Args:
+            op: Function of (inputs, kernel), linear in each.
+            inputs: Tensor.
+            kernel: W, where it is not the attribute as it stands: standardised, say.
+            index: Which of the layer's `maps` it is.
+
+        Returns:
+            `op(inputs, kernel)`.
+        """
+        calls = getattr(_calls, "unrouted", None)
+        if calls and calls[-1] is self:
+            calls[-1] = None
         # W is read once, and B made from that reading. With a second reading of its
         # own, B sometimes came from the weights after the update: nothing in the graph
         # held the update back until then. (ops.convert_to_tensor would not read.)
+        if kernel is None:
+            kernel = getattr(self, self.maps[index].kernel)
         kernel = ops.copy(kernel)
         return gradients.linear(
-            op, inputs, kernel, self._rule.backward_kernel(kernel, self.feedback)
+            op,
+            inputs,
+            kernel,
+            self._rule.backward_kernel(kernel, **self._stored[index]),
+        )
+
+    def __call__(self, *args, **kwargs):
+        if not hasattr(_calls, "unrouted"):
+            _calls.unrouted = []
+        _calls.unrouted.append(self)
+        try:
+            outputs = super().__call__(*args, **kwargs)
+        finally:
+            unrouted = _calls.unrouted.pop() is self
+        if unrouted and not isinstance(self._rule, rules.Backprop):
+            self._refuse_detour(outputs)
+        return outputs
+
+    def _refuse_detour(self, outputs):
+        # On symbols Keras may work out the shape alone, without a call.
+        if any(isinstance(x, keras.KerasTensor) for x in keras.tree.flatten(outputs)):
+            return
+        raise TypeError(
+            f"The layer '{self.name}' ({type(self).__name__}) is under the rule "
+            f"{self._rule!r}, but nothing in its call went through it: it would train "
+            "by plain backpropagation. Compute its product with "
+            "`self.linear(op, inputs)`, or derive from one of the layers in "
+            "keras_fa.layers."
         )
 
     def get_config(self):
@@ -91,6 +203,33 @@ def feedback_layers(model):
         model: A Keras model or layer.
 
     Returns:
-        List of `FeedbackDense` and `FeedbackConv*` layers.
+        List of `FeedbackDense`, `FeedbackConv*` and layers of one's own with the
+        `FeedbackMixin`.
     """
-    return [layer for layer in model._flatten_layers() if isinstance(layer, Feedback)]
+    return [x for x in _keras.layers_of(model) if isinstance(x, FeedbackMixin)]
+
+
+def feedback_variables(model):
+    """What the rules of a model's layers store, as a list of variables."""
+    return [
+        variable
+        for layer in feedback_layers(model)
+        for index in range(len(layer.maps))
+        for variable in layer.stored(index).values()
+    ]
+
+
+def forward_variables(model):
+    """The trainable variables of the forward pass: weights, not feedback.
+
+    "Trainable" and "weight of the forward pass" are two things as soon as a rule
+    learns its feedback.
+
+    Args:
+        model: A Keras model or layer.
+
+    Returns:
+        List of variables, in the order of `model.trainable_variables`.
+    """
+    feedback = {id(variable) for variable in feedback_variables(model)}
+    return [v for v in model.trainable_variables if id(v) not in feedback]

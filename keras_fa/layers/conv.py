@@ -3,15 +3,15 @@
 import keras
 from keras import ops
 
-from keras_fa import rules
-from keras_fa.layers._base import Feedback
+from keras_fa import _keras, rules
+from keras_fa.layers._base import FeedbackMixin
 
 
-class _FeedbackConvolution(Feedback):
+class _FeedbackConvolution(FeedbackMixin):
     """The convolutions' part: they all pass through `convolution_op`."""
 
     def convolution_op(self, inputs, kernel):
-        return self._linear(super().convolution_op, inputs, kernel)
+        return self.linear(super().convolution_op, inputs, kernel)
 
 
 @keras.saving.register_keras_serializable(rules.PACKAGE)
@@ -28,7 +28,7 @@ class FeedbackConv1D(_FeedbackConvolution, keras.layers.Conv1D):
 
         def causal(inputs, kernel):
             return ops.conv(
-                ops.pad(inputs, self._compute_causal_padding()),
+                ops.pad(inputs, _keras.causal_padding(self)),
                 kernel,
                 strides=list(self.strides),
                 padding="valid",
@@ -36,7 +36,7 @@ class FeedbackConv1D(_FeedbackConvolution, keras.layers.Conv1D):
                 data_format=self.data_format,
             )
 
-        return self._linear(causal, inputs, kernel)
+        return self.linear(causal, inputs, kernel)
 
 
 @keras.saving.register_keras_serializable(rules.PACKAGE)

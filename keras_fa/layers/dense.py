@@ -4,11 +4,11 @@ import keras
 from keras import ops
 
 from keras_fa import rules
-from keras_fa.layers._base import Feedback
+from keras_fa.layers._base import FeedbackMixin
 
 
 @keras.saving.register_keras_serializable(rules.PACKAGE)
-class FeedbackDense(Feedback, keras.layers.Dense):
+class FeedbackDense(FeedbackMixin, keras.layers.Dense):
     """`keras.layers.Dense` with a feedback rule.
 
     Forward `y = x W + b`; backward `dL/dx = dL/dy B^T` with the rule's B, and the
@@ -35,7 +35,7 @@ class FeedbackDense(Feedback, keras.layers.Dense):
 
     def call(self, inputs, training=None):
         # Keras's Dense has no hook for its product, so its call is restated.
-        outputs = self._linear(ops.matmul, inputs, self.kernel)
+        outputs = self.linear(ops.matmul, inputs)
         if self.bias is not None:
             outputs = ops.add(outputs, self.bias)
         if self.activation is not None:

@@ -3,7 +3,7 @@
 import keras
 
 from keras_fa import rules
-from keras_fa.layers import feedback_layers
+from keras_fa.layers import feedback_layers, feedback_variables
 
 
 def with_rule(model, rule):
@@ -70,5 +70,5 @@ def _with_wrapped_rule(config, rule):
 
 def _state(model):
     """Every variable of the model but the feedback, seeds included, in order."""
-    feedback = {id(layer.feedback) for layer in feedback_layers(model)}
+    feedback = {id(variable) for variable in feedback_variables(model)}
     return [v for v in model.variables if id(v) not in feedback]

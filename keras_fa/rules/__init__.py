@@ -3,7 +3,7 @@
 import keras
 
 from keras_fa import registry
-from keras_fa.rules.base import PACKAGE, FeedbackRule
+from keras_fa.rules.base import PACKAGE, FeedbackRule, Slot, label_of
 from keras_fa.rules.fixed import (
     AdaptiveFeedbackAlignment,
     Backprop,
@@ -19,8 +19,10 @@ __all__ = [
     "FeedbackAlignment",
     "FeedbackRule",
     "SignFeedbackAlignment",
+    "Slot",
     "deserialize",
     "get",
+    "label_of",
     "serialize",
 ]
 

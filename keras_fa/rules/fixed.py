@@ -7,7 +7,7 @@ import numpy as np
 from keras import ops
 
 from keras_fa.registry import register
-from keras_fa.rules.base import PACKAGE, FeedbackRule
+from keras_fa.rules.base import PACKAGE, FeedbackRule, Slot
 
 
 @register("rule", "backprop")
@@ -15,16 +15,46 @@ from keras_fa.rules.base import PACKAGE, FeedbackRule
 class Backprop(FeedbackRule):
     """Backpropagation, "GD" in the papers: `B = W` at every step.
 
-    Layers under it are bit-identical to the stock Keras layers.
+    Layers under it are bit-identical to the stock Keras layers. It conserves the
+    balance of Du et al. (2018), in which a consumer's part is 1/2 |W[j]|^2: <W, W>
+    moves twice as fast as the law allows.
     """
 
-    def backward_kernel(self, kernel, feedback):
+    label, color = "BP", "#444444"
+
+    # Whatever is stored: the instruments put it in the place of a layer's own rule.
+    def backward_kernel(self, kernel, **stored):
         return kernel
+
+    def potential(self, kernel, **stored):
+        return kernel, None
+
+    def alignment_bound(self, kernel_shape):
+        return 1.0
+
+
+class _StoredFeedback(FeedbackRule):
+    """A rule whose B is stored and stays as it is, so that <W, B> changes by <dW, B>.
+
+    Source: theorem 5.2 of Robertson and Koyejo (2024).
+    """
+
+    def slots(self, kernel_shape):
+        return {"feedback": Slot(tuple(kernel_shape), self._initial)}
+
+    def _initial(self, kernel, kernel_initializer):
+        raise NotImplementedError
+
+    def backward_kernel(self, kernel, feedback):
+        return feedback
+
+    def potential(self, kernel, feedback):
+        return kernel, feedback
 
 
 @register("rule", "fa")
 @keras.saving.register_keras_serializable(PACKAGE)
-class FeedbackAlignment(FeedbackRule):
+class FeedbackAlignment(_StoredFeedback):
     """Feedback alignment (FA): B is drawn once, independent of W, and stays fixed.
 
     Source: Lillicrap et al. (2016); Robertson and Koyejo (2024), section 3.
@@ -42,6 +72,8 @@ class FeedbackAlignment(FeedbackRule):
         ValueError: If the seed is not an integer, and, when a layer is built, if its
             kernel and its feedback come out alike.
     """
+
+    label, color = "FA", "#0072b2"
 
     def __init__(self, initializer=None, seed=None):
         if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
@@ -71,7 +103,7 @@ class FeedbackAlignment(FeedbackRule):
         rule._layers = 1
         return rule
 
-    def initial_feedback(self, kernel, kernel_initializer):
+    def _initial(self, kernel, kernel_initializer):
         initializer = self.initializer
         if initializer is None:
             initializer = kernel_initializer
@@ -92,9 +124,6 @@ class FeedbackAlignment(FeedbackRule):
             )
         return feedback
 
-    def backward_kernel(self, kernel, feedback):
-        return feedback
-
     def get_config(self):
         initializer = self.initializer
         if initializer is not None:
@@ -104,17 +133,16 @@ class FeedbackAlignment(FeedbackRule):
 
 @register("rule", "ada_fa")
 @keras.saving.register_keras_serializable(PACKAGE)
-class AdaptiveFeedbackAlignment(FeedbackRule):
+class AdaptiveFeedbackAlignment(_StoredFeedback):
     """adaFA: B is a copy of W at initialisation and then stays fixed.
 
     Source: Boopathy and Fiete (2022); Robertson and Koyejo (2024), section 3.
     """
 
-    def initial_feedback(self, kernel, kernel_initializer):
-        return ops.copy(kernel)
+    label, color = "adaFA", "#d55e00"
 
-    def backward_kernel(self, kernel, feedback):
-        return feedback
+    def _initial(self, kernel, kernel_initializer):
+        return ops.copy(kernel)
 
 
 def _integer_seed(initializer):

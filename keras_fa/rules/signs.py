@@ -28,6 +28,8 @@ class SignFeedbackAlignment(FeedbackRule):
         ValueError: If the scale is neither "glorot" nor a positive number.
     """
 
+    label, color = "sign-FA", "#009e73"
+
     def __init__(self, scale="glorot"):
         number = isinstance(scale, (int, float)) and not isinstance(scale, bool)
         if not (scale == "glorot" or (number and 0 < scale < math.inf)):
@@ -37,7 +39,7 @@ class SignFeedbackAlignment(FeedbackRule):
             )
         self.scale = scale
 
-    def backward_kernel(self, kernel, feedback):
+    def backward_kernel(self, kernel):
         kernel = ops.convert_to_tensor(kernel)
         scale = self.scale
         if scale == "glorot":
@@ -47,6 +49,14 @@ class SignFeedbackAlignment(FeedbackRule):
         scale = ops.convert_to_tensor(scale, dtype=kernel.dtype)
         # ops.sign would give 0 at 0.
         return ops.where(kernel > 0, scale, -scale)
+
+    def potential(self, kernel):
+        # s |W[j]|_1, whose derivative is s sign(W[j]): theorem 5.2 of the paper.
+        return kernel, self.backward_kernel(kernel)
+
+    def alignment_bound(self, kernel_shape):
+        # Proposition 5.3: |W|_1 >= |W|_2.
+        return 1 / math.sqrt(math.prod(kernel_shape))
 
     def get_config(self):
         return {"scale": self.scale}

@@ -1,0 +1,142 @@
+"""The house: imports point one way, and each private hook is in its room."""
+
+import ast
+import pathlib
+import re
+
+import keras_fa
+
+ROOT = pathlib.Path(keras_fa.__file__).parent
+
+# From the ground up: a room imports from those above it in this list alone.
+ROOMS = (
+    "_keras",
+    "registry",
+    "gradients",
+    "rules.base",
+    "rules.fixed",
+    "rules.signs",
+    "rules",
+    "layers._base",
+    "layers.dense",
+    "layers.conv",
+    "layers",
+    "models.networks",
+    "models.conversion",
+    "models",
+    "losses",
+    "optimizers",
+    "analysis._graph",
+    "analysis._minimum_norm",
+    "analysis._dominance",
+    "analysis._groups",
+    "analysis._conservation",
+    "analysis._ledger",
+    "analysis._alignment",
+    "analysis._gradient_alignment",
+    "analysis",
+    "callbacks",
+    "distribution",
+    "datasets.transforms",
+    "datasets.pipelines",
+    "datasets.tiny_imagenet",
+    "datasets.sources",
+    "datasets.synthetic",
+    "datasets",
+    # The laboratory, which the toolkit above never imports.
+    "lab",
+    "lab.config",
+    "lab.run_folder",
+    "lab.checkpoints",
+    "lab.recording",
+    "lab.build",
+    "lab.run",
+    "lab.grid",
+    "lab.pool",
+    "lab.progress",
+    "lab.sweep",
+    "lab.tuning",
+    "config",
+    "experiment",
+    "sweeps",
+    "tuning",
+    "figures",
+    "papers.printed",
+    "papers.drawing",
+    "papers.sections",
+    "papers.class_subsets",
+    "papers.convergence",
+    "papers.linear_map",
+    "papers.noisy_mnist",
+    "papers.song",
+    "papers.experiments",
+    "papers.report",
+    "papers",
+)
+
+
+def rooms():
+    """`{room: its syntax tree}` of every module but the package's own front door."""
+    found = {}
+    for path in sorted(ROOT.rglob("*.py")):
+        name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        if name not in ("__init__", "__main__"):
+            found[name.removesuffix(".__init__")] = ast.parse(path.read_text())
+    return found
+
+
+def imported(tree, known):
+    """The rooms that a module imports, in functions too."""
+    for node in ast.walk(tree):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            # "from keras_fa.lab import grid" means the room lab.grid.
+            for alias in node.names:
+                full = f"{node.module}.{alias.name}"
+                is_room = full.removeprefix("keras_fa.") in known
+                names.append(full if is_room else node.module)
+        for name in names:
+            if name.startswith("keras_fa."):
+                yield name.removeprefix("keras_fa.")
+
+
+def test_every_room_has_its_place_in_the_list():
+    assert sorted(ROOMS) == sorted(rooms())
+
+
+def test_imports_point_one_way():
+    trees = rooms()
+    up = [
+        f"{room} imports {other}"
+        for room, tree in trees.items()
+        for other in imported(tree, trees)
+        if ROOMS.index(other) >= ROOMS.index(room)
+    ]
+    assert not up
+
+
+def test_private_hooks_of_keras_and_tensorflow_are_in_their_room():
+    private = re.compile(
+        r"keras\.src|tensorflow\.python|\._(flatten_layers|keras_history|inbound_nodes"
+        r"|symbolic_build|maybe_symbolic_build|tracker|check_health\w*"
+        r"|collective_all_reduce\w*|compute_causal_padding)\b"
+    )
+    found = [
+        f"{path.relative_to(ROOT)}:{number}"
+        for path in sorted(ROOT.rglob("*.py"))
+        if path.name != "_keras.py"
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        if private.search(line)
+    ]
+    assert not found
+    assert private.search((ROOT / "_keras.py").read_text())
+
+
+def test_no_module_is_called_as_a_public_function_beside_it():
+    for package in ("analysis", "datasets", "layers", "models", "rules"):
+        room = getattr(keras_fa, package)
+        for path in (ROOT / package).glob("*.py"):
+            # The name is the module's alone, if it is public at all.
+            assert path.stem not in getattr(room, "__all__", ())
