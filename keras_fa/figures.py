@@ -1,51 +1,78 @@
-"""Figures from run folders. Nothing here trains, builds or loads a model."""
+"""Figures from logs of training. Nothing here trains, builds or loads a model.
 
+What a figure calls `runs` is one log, a list of logs, or a dict from names to logs. A
+log is any of these:
+
+- the path of a run folder, or of the file of a `keras.callbacks.CSVLogger`;
+- a `keras.callbacks.History`, which `fit` returns, or its dict `history`;
+- a `pandas.DataFrame` with a row for each epoch.
+
+A run is called by its name in the dict or in `labels`, or else by its feedback rule and
+what tells it from others of the rule: its seed, or its folder.
+
+Epochs count those that are over: epoch 0 is before training, and only run folders have
+a line of it. Keras counts from 0 the epochs that begin, so its first line is drawn at
+epoch 1. So is that of a DataFrame without a column `epoch`, or with a loss at epoch 0.
+
+Every figure is returned as a `matplotlib.figure.Figure`, which a notebook shows and
+`savefig` writes. pyplot knows nothing of it, so there is nothing to close.
+"""
+
+import io
 import math
+import os
 import pathlib
+import warnings
 
 import matplotlib.figure
 import numpy as np
 
-from keras_fa import analysis
+from keras_fa import _logs, analysis, registry
 from keras_fa.lab import run_folder
 
-_LABELS = {"backprop": "BP", "fa": "FA", "ada_fa": "adaFA", "sign_fa": "sign-FA"}
-COLORS = {
-    "backprop": "#444444",
-    "fa": "#0072b2",
-    "ada_fa": "#d55e00",
-    "sign_fa": "#009e73",
-}
 
-
-def potential_ratio(runs, path):
+def potential_ratio(runs, path=None, *, groups=None, labels=None, ax=None):
     """Draws `Phi(t) / Phi(0)` against epochs, a panel for each conserved group.
 
     Phi is the layer-level sum over the group's units. Theorem 5.2 of Robertson and
     Koyejo (2024) predicts 1.
 
     Args:
-        runs: Run folders, drawn together.
-        path: Image file to write.
+        runs: One log or several, drawn together: see the head of this module.
+        path: Image file to write as well, whole or not at all; None for none.
+        groups: The names of the groups to draw, one or a list; None for all.
+        labels: Names of the runs, in order; None for those that they have.
+        ax: `matplotlib.axes.Axes` to draw in, where there is one panel to draw.
 
     Returns:
-        The path, or None where no run has a conserved group.
+        `matplotlib.figure.Figure`, or None where no run has a conserved group.
+
+    Raises:
+        ValueError: If a group is unknown, labels do not fit the runs, or `ax` is given
+            and there are several panels.
+        TypeError: If something among the runs is no log.
+        OSError: If a log is not there, or the image file cannot be written.
+        keras_fa.results.RunFolderError: If a folder holds no run.
     """
-    frames = _frames(runs)
+    logs = _logs.read(runs, labels)
 
     def draw(axis, group):
         axis.axhline(1.0, color="#bbbbbb", linewidth=1, zorder=0)
-        for rule, frame in frames:
-            if f"potential/{group}" in frame:
-                phi = frame[f"potential/{group}"]
-                axis.plot(frame["epoch"], phi / phi.iloc[0], **_line(rule))
+        for log in logs:
+            _line(axis, log, _potential_ratio(log.frame, group))
         axis.set(title=f"conserved potential of {group}", xlabel="epoch")
         axis.set(ylabel=r"$\Phi(t)\,/\,\Phi(0)$")
 
-    return grid(_keys(frames, "potential/"), draw, path)
+    known = [*_keys(logs, "potential_ratio/"), *_keys(logs, "potential/")]
+    known = [
+        group
+        for group in dict.fromkeys(known)
+        if any(_potential_ratio(log.frame, group) is not None for log in logs)
+    ]
+    return grid(known, draw, path, ax, groups, "groups")
 
 
-def weight_alignment(runs, path):
+def weight_alignment(runs, path=None, *, layers=None, labels=None, ax=None):
     """Draws `cos(W, B)` and its guaranteed lower bounds, for each layer but the first.
 
     The first layer's feedback is left out because nothing reads it: the gradient with
@@ -54,97 +81,124 @@ def weight_alignment(runs, path):
     outputs.
 
     Args:
-        runs: Run folders, drawn together.
-        path: Image file to write.
+        runs: As for `potential_ratio`.
+        path: As for `potential_ratio`.
+        layers: The names of the layers to draw, the first one too if it is named; None
+            for all others.
+        labels: As for `potential_ratio`.
+        ax: As for `potential_ratio`.
 
     Returns:
-        The path, or None where no run logged the alignment of a second layer.
+        `matplotlib.figure.Figure`, or None where no run logged the alignment of a
+        second layer.
+
+    Raises:
+        ValueError: As for `potential_ratio`, which has the other errors too.
     """
-    frames = _frames(runs)
+    logs = _logs.read(runs, labels)
 
     def draw(axis, layer):
-        for rule, frame in frames:
-            if f"alignment/{layer}" not in frame:
-                continue
-            axis.plot(frame["epoch"], frame[f"alignment/{layer}"], **_line(rule))
-            bound = f"alignment_bound/{layer}"
-            if bound in frame and rule != "backprop":
-                color = COLORS.get(rule)
-                axis.plot(frame["epoch"], frame[bound], ":", color=color, linewidth=1.2)
+        for log in logs:
+            _line(axis, log, log.frame.get(f"alignment/{layer}"))
+            bound = log.frame.get(f"alignment_bound/{layer}")
+            # That of backpropagation, 1, is no news.
+            if bound is not None and bound.min() < 1:
+                axis.plot(log.frame["epoch"], bound, ":", color=log.color, lw=1.2)
         axis.set(title=f"alignment of {layer}", xlabel="epoch", ylabel=r"$\cos(W, B)$")
 
-    return grid(_keys(frames, "alignment/")[1:], draw, path)
+    known = _keys(logs, "alignment/")
+    items = known if layers is not None else known[1:]
+    return grid(items, draw, path, ax, layers, "layers")
 
 
-def accuracy(runs, path):
+def accuracy(runs, path=None, *, keys=None, labels=None, ax=None):
     """Draws the accuracy on the training and the test set against epochs, in percent.
 
     Args:
-        runs: Run folders, drawn together.
-        path: Image file to write.
+        runs: As for `potential_ratio`.
+        path: As for `potential_ratio`.
+        keys: "accuracy" (training set) or "val_accuracy" (test set); None for both.
+        labels: As for `potential_ratio`.
+        ax: As for `potential_ratio`.
 
     Returns:
-        The path, or None where no run logged an accuracy.
+        `matplotlib.figure.Figure`, or None where no run logged an accuracy.
+
+    Raises:
+        ValueError: As for `potential_ratio`, which has the other errors too.
     """
-    frames = [(r, f) for r, f in _frames(runs) if "val_accuracy" in f]
+    logs = _logs.read(runs, labels)
     titles = {"accuracy": "training accuracy", "val_accuracy": "test accuracy"}
 
     def draw(axis, key):
-        for rule, frame in frames:
-            axis.plot(frame["epoch"], 100 * frame[key], **_line(rule))
+        for log in logs:
+            if key in log.frame:
+                _line(axis, log, 100 * log.frame[key])
         axis.set(title=titles[key], xlabel="epoch", ylabel="%")
 
-    return grid(list(titles) if frames else [], draw, path)
+    known = [key for key in titles if any(key in log.frame for log in logs)]
+    return grid(known, draw, path, ax, keys, "keys")
 
 
-def drift_against_ledger(runs, path):
+def drift_against_ledger(runs, path=None, *, groups=None, labels=None, ax=None):
     """Draws the drift of each potential and what the ledger says it must be.
 
     Measured drift of `sum_j Phi_j` as a line, the ledger's prediction (squared steps,
     sign flips and first order together) as dots on it: see `keras_fa.analysis.Ledger`.
 
     Args:
-        runs: Run folders with `ledger/...` in their logs, drawn together.
-        path: Image file to write.
+        runs: As for `potential_ratio`, with `ledger/...` in their logs.
+        path: As for `potential_ratio`.
+        groups: As for `potential_ratio`.
+        labels: As for `potential_ratio`.
+        ax: As for `potential_ratio`.
 
     Returns:
-        The path, or None where no run kept a ledger.
+        `matplotlib.figure.Figure`, or None where no run kept a ledger.
+
+    Raises:
+        ValueError: As for `potential_ratio`, which has the other errors too.
     """
-    frames = _frames(runs)
-    groups = _keys(frames, "ledger/measured/")
+    logs = _logs.read(runs, labels)
 
     def draw(axis, group):
-        for rule, frame in frames:
-            if f"ledger/measured/{group}" not in frame:
+        for log in logs:
+            measured = log.frame.get(f"ledger/measured/{group}")
+            if measured is None:
                 continue
+            _line(axis, log, measured)
             terms = ("squared_steps", "flips", "first_order")
-            predicted = sum(frame[f"ledger/{term}/{group}"] for term in terms)
-            measured = frame[f"ledger/measured/{group}"]
-            axis.plot(frame["epoch"], measured, **_line(rule))
-            dots = slice(None, None, max(1, len(frame) // 15))
-            axis.plot(
-                frame["epoch"][dots], predicted[dots], "o", color="black", markersize=3
-            )
+            predicted = sum(log.frame[f"ledger/{term}/{group}"] for term in terms)
+            dots = slice(None, None, max(1, len(predicted) // 15))
+            axis.plot(log.frame["epoch"][dots], predicted[dots], "k.", markersize=5)
         axis.set(title=f"drift of {group}", ylabel=r"$\Phi(t) - \Phi(0)$")
         axis.set(xlabel="epoch   (dots: the ledger)")
 
-    return grid(groups, draw, path)
+    known = _keys(logs, "ledger/measured/")
+    return grid(known, draw, path, ax, groups, "groups")
 
 
-def gradient_decomposition(runs, path):
+def gradient_decomposition(runs, path=None, *, keys=None, labels=None, ax=None):
     """Draws the factors of equation (1) against epochs.
 
     `dL/dt = -cos(omega) |gradient| |feedback gradient|`, Robertson and Koyejo (2024):
     the cosine, the two norms and their product.
 
     Args:
-        runs: Run folders with `gradient_cosine` in their logs, drawn together.
-        path: Image file to write.
+        runs: As for `potential_ratio`, with `gradient_cosine` in their logs.
+        path: As for `potential_ratio`.
+        keys: Those of "gradient_cosine", "gradient_norm", "feedback_gradient_norm" and
+            "gradient_inner" to draw; None for all.
+        labels: As for `potential_ratio`.
+        ax: As for `potential_ratio`.
 
     Returns:
-        The path, or None where no run logged it.
+        `matplotlib.figure.Figure`, or None where no run logged it.
+
+    Raises:
+        ValueError: As for `potential_ratio`, which has the other errors too.
     """
-    frames = [(r, f) for r, f in _frames(runs) if "gradient_cosine" in f]
+    logs = [log for log in _logs.read(runs, labels) if "gradient_cosine" in log.frame]
     factors = {
         "gradient_cosine": r"$\cos\,\omega$",
         "gradient_norm": r"$\|\nabla L\|$",
@@ -153,63 +207,105 @@ def gradient_decomposition(runs, path):
     }
 
     def draw(axis, key):
-        for rule, frame in frames:
-            axis.plot(frame["epoch"], frame[key], **_line(rule))
-        if key != "gradient_cosine":
+        for log in logs:
+            _line(axis, log, log.frame[key])
+        # A logarithmic axis would hide an inner product that is negative.
+        if key != "gradient_cosine" and all(
+            (log.frame[key].dropna() > 0).all() for log in logs
+        ):
             axis.set_yscale("log")
         axis.set(title=factors[key], xlabel="epoch")
 
-    return grid(list(factors) if frames else [], draw, path)
+    return grid(list(factors) if logs else [], draw, path, ax, keys, "keys")
 
 
-def loss_bound(runs, path, beta=2.0):
+def loss_bound(
+    runs,
+    path=None,
+    *,
+    beta=2.0,
+    full_batch=None,
+    learning_rate=None,
+    labels=None,
+    ax=None,
+):
     """Draws the loss and theorem 5.1's bound on it against the time of the flow.
 
     The bound of Robertson and Koyejo (2024) takes the largest alpha for which the whole
     run satisfied (alpha, beta)-alignment dominance, definition 4.2 with L* = 0. Time is
-    the sum of the learning rates. The theorem speaks of the flow, on one fixed set:
-    full-batch runs with small steps and `gradient_alignment` on the full batch.
+    the sum of the learning rates. The theorem speaks of the flow of one loss: of plain
+    gradient descent on the full batch, in small steps, with `gradient_alignment` on
+    that batch. Runs that it does not speak of are left out, with a warning that says
+    why.
 
     Args:
-        runs: Run folders with `gradient_inner` in their logs, a panel each.
-        path: Image file to write.
+        runs: As for `potential_ratio`, with `gradient_inner` in their logs, a panel
+            each.
+        path: As for `potential_ratio`.
         beta: Exponent of the dominance, at least 1.
+        full_batch: True says that the runs are as the theorem needs them. None asks
+            the configuration of a run folder; other logs cannot answer.
+        learning_rate: For logs without a column `flow_time` or `learning_rate`.
+        labels: As for `potential_ratio`.
+        ax: As for `potential_ratio`.
 
     Returns:
-        The path, or None where no run had alpha > 0 throughout.
-    """
-    panels = {}
-    for rule, frame in _frames(runs):
-        if "gradient_inner" not in frame:
-            continue
-        frame = frame[["flow_time", "gradient_inner", "gradient_loss"]].dropna()
-        inner, loss = (frame[k].to_numpy() for k in ("gradient_inner", "gradient_loss"))
-        if len(loss) and np.all(inner > 0):
-            alpha = analysis.running_alpha(inner, loss, beta)[-1]
-            panels[rule] = (frame["flow_time"].to_numpy(), loss, alpha)
+        `matplotlib.figure.Figure`, or None where there is no bound to draw.
 
-    def draw(axis, rule):
-        time, loss, alpha = panels[rule]
-        bound = analysis.loss_bound(time, alpha, beta, loss[0])
+    Raises:
+        ValueError: As for `potential_ratio`, which has the other errors too, and if a
+            learning rate is missing.
+    """
+    panels, reasons = {}, []
+    for log in _logs.read(runs, labels):
+        if not {"gradient_inner", "gradient_loss"} <= set(log.frame):
+            continue
+        reason = None if full_batch else _why_no_bound(log)
+        if reason is None:
+            frame = log.frame.dropna(subset=["gradient_inner", "gradient_loss"])
+            inner = frame["gradient_inner"].to_numpy()
+            loss = frame["gradient_loss"].to_numpy()
+            if np.all(inner > 0):
+                alpha = analysis.running_alpha(inner, loss, beta)[-1]
+                time = _flow_time(log.name, frame, learning_rate)
+                panels[log.name] = (log, time, loss, alpha)
+            else:
+                reason = "its feedback gradient pointed uphill, so alpha is not above 0"
+        if reason is not None:
+            reasons.append(f"{log.name}: {reason}")
+    if reasons:
+        warnings.warn(
+            f"Theorem 5.1 has no bound for {'; '.join(reasons)}.", stacklevel=2
+        )
+
+    def draw(axis, name):
+        log, time, loss, alpha = panels[name]
+        bound = analysis.loss_bound(time - time[0], alpha, beta, loss[0])
         axis.plot(time, bound, "--", color="#888888", label="bound")
-        axis.plot(time, loss, **_line(rule))
-        axis.set(title=rf"{_LABELS.get(rule, rule)}: $\alpha$ = {alpha:.3g}")
+        axis.plot(time, loss, label=name, color=log.color, linewidth=1.6)
+        axis.set(title=rf"{name}: $\alpha$ = {alpha:.3g}")
         axis.set(xlabel="time of the flow", ylabel="loss", yscale="log")
 
-    return grid(list(panels), draw, path, legend="every")
+    return grid(list(panels), draw, path, ax, chooser="runs")
 
 
-def search(table, objective, space, path):
+def search(table, objective, space, path=None, *, fields=None, ax=None):
     """Draws the objective of the trials of a search against each tuned field.
 
     Args:
         table: What `keras_fa.tuning.Search.table` returns.
         objective: Name of its column with the objective.
         space: The fields: see `keras_fa.tuning.check_space`.
-        path: Image file to write.
+        path: As for `potential_ratio`.
+        fields: The fields to draw, or "best so far"; None for all.
+        ax: As for `potential_ratio`.
 
     Returns:
-        The path, or None where no trial has finished.
+        `matplotlib.figure.Figure`, or None where no trial has finished.
+
+    Raises:
+        ValueError: As for `potential_ratio`.
+        OSError: If the image file cannot be written.
     """
     table = table[table[objective].notna()]
 
@@ -218,6 +314,8 @@ def search(table, objective, space, path):
             best = np.minimum if objective.endswith("loss") else np.maximum
             in_order = best.accumulate(table.sort_values("trial")[objective].to_numpy())
             axis.step(range(1, len(in_order) + 1), in_order, where="post", marker="o")
+            axis.margins(x=0.1)
+            axis.xaxis.get_major_locator().set_params(integer=True)
             axis.set(title=field, xlabel="trials finished")
         else:
             values = table[field]
@@ -233,76 +331,165 @@ def search(table, objective, space, path):
         axis.set(ylabel=objective)
 
     items = ["best so far", *space] if len(table) else []
-    return grid(items, draw, path, legend="none")
+    return grid(items, draw, path, ax, fields, "fields")
 
 
-def _frames(runs):
-    """(rule, log) of each run folder."""
-    return [
-        (run_folder.read_config(run)["rule"], run_folder.read_frame(run))
-        for run in runs
-    ]
+def grid(items, draw, path=None, ax=None, chosen=None, chooser="items"):
+    """A figure with one panel for each item, and a legend of all lines beside them.
+
+    Args:
+        items: The items, texts.
+        draw: Function of (axis, item); what it gives a label is in the legend.
+        path: Image file to write, whole or not at all; None for none.
+        ax: `matplotlib.axes.Axes` to draw the one item in, in place of a new figure.
+        chosen: The items to draw, one or a list; None for all.
+        chooser: Name of the argument that `chosen` came from.
+
+    Returns:
+        `matplotlib.figure.Figure`, or None without items.
+
+    Raises:
+        ValueError: If an item is unknown, or `ax` is given for several.
+        OSError: If the file cannot be written.
+    """
+    if not items:
+        return None
+    if chosen is not None:
+        chosen = [chosen] if isinstance(chosen, str) else list(chosen)
+        for item in chosen:
+            if item not in items:
+                raise ValueError(
+                    f"There is no {item!r} to draw."
+                    f"{registry.did_you_mean(item, items)} Known {chooser}: "
+                    f"{', '.join(items)}."
+                )
+        items = chosen
+    if ax is None:
+        figure, axes = _panels(len(items))
+    elif len(items) == 1:
+        figure, axes = ax.get_figure(root=True), [ax]
+    else:
+        raise ValueError(
+            f"`ax` has room for one panel, and this figure has {len(items)}. Choose "
+            f"one with {chooser}: {', '.join(items)}."
+        )
+    for axis, item in zip(axes, items, strict=True):
+        axis.margins(x=0)
+        draw(axis, item)
+        axis.spines[["top", "right"]].set_visible(False)
+    handles = {}
+    for axis in axes:
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
+            handles.setdefault(label, handle)
+    if handles and ax is None:
+        figure.legend(
+            handles.values(), handles.keys(), loc="outside right center", frameon=False
+        )
+    elif handles:
+        # Beside the axes, where no curve runs.
+        ax.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+    if path is not None:
+        _write(figure, path)
+    return figure
 
 
-def _keys(frames, prefix):
+class _Figure(matplotlib.figure.Figure):
+    """A figure that a notebook shows, without pyplot having been there before."""
+
+    def _repr_png_(self):
+        image = io.BytesIO()
+        self.savefig(image, format="png", dpi=100)
+        return image.getvalue()
+
+
+def _panels(count):
+    """(figure, axes), at most four in a row."""
+    across = min(count, 4)
+    down = math.ceil(count / across)
+    figure = _Figure(
+        figsize=(3.8 * across + 1.0, 3.1 * down + 0.3), layout="constrained"
+    )
+    axes = figure.subplots(down, across, squeeze=False).ravel()
+    for axis in axes[count:]:
+        axis.remove()
+    return figure, axes[:count]
+
+
+def _write(figure, path):
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        figure.savefig(temporary, dpi=120, format=path.suffix[1:] or "png")
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _keys(logs, prefix):
     """What stands behind a prefix in the logs, in order, each once."""
     names = [
         key.removeprefix(prefix)
-        for _, frame in frames
-        for key in frame
+        for log in logs
+        for key in log.frame
         if key.startswith(prefix)
     ]
     return list(dict.fromkeys(names))
 
 
-def _line(rule):
-    return {
-        "label": _LABELS.get(rule, rule),
-        "color": COLORS.get(rule),
-        "linewidth": 1.6,
-    }
-
-
-def grid(items, draw, path, legend="first"):
-    """A figure with one panel for each item.
-
-    Args:
-        items: The items.
-        draw: Function of (axis, item).
-        path: Image file to write.
-        legend: "first" or "every" panel, "outside" for one legend of all panels, or
-            "none".
-
-    Returns:
-        The path, or None without items.
-    """
-    if not items:
-        return None
-    across = min(len(items), 4)
-    down = math.ceil(len(items) / across)
-    figure = matplotlib.figure.Figure(
-        figsize=(3.8 * across + 1.0, 3.1 * down + 0.3), layout="constrained"
+def _line(axis, log, values):
+    """The curve of one run; nothing where it has no values."""
+    if values is None:
+        return
+    read = values.notna()
+    axis.plot(
+        log.frame["epoch"][read],
+        values[read],
+        label=log.name,
+        color=log.color,
+        linestyle=log.dash,
+        linewidth=1.6,
+        # A line of one point would not be seen.
+        marker="o" if read.sum() == 1 else None,
     )
-    axes = figure.subplots(down, across, squeeze=False).ravel()
-    for axis in axes[len(items) :]:
-        axis.remove()
-    axes = axes[: len(items)]
-    for axis, item in zip(axes, items, strict=True):
-        axis.margins(x=0)
-        draw(axis, item)
-        axis.spines[["top", "right"]].set_visible(False)
-    if legend == "outside":
-        handles = {}
-        for axis in axes:
-            for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
-                handles.setdefault(label, handle)
-        figure.legend(
-            handles.values(), handles.keys(), loc="outside right center", frameon=False
+
+
+def _potential_ratio(frame, group):
+    """Phi(t) / Phi(0), or None where the log does not tell."""
+    if f"potential_ratio/{group}" in frame:
+        return frame[f"potential_ratio/{group}"]
+    phi = frame.get(f"potential/{group}")
+    if phi is None or frame["epoch"].iloc[0] != 0:
+        return None
+    return phi / phi.iloc[0]
+
+
+def _why_no_bound(log):
+    """Why theorem 5.1 says nothing of a run, or None."""
+    if log.config is None:
+        return "its log does not tell its batches; full_batch=True does"
+    summary = run_folder.read_summary(log.path) or {}
+    examples = summary.get("dataset", {}).get("train", math.inf)
+    batch_size = log.config.get("batch_size")
+    full = batch_size in (None, "full")
+    if not (full or (isinstance(batch_size, int) and batch_size >= examples)):
+        return f"it made minibatch steps, batch_size={batch_size}"
+    optimizer = log.config.get("optimizer", {})
+    others = ("momentum", "weight_decay")
+    if optimizer.get("name", "sgd") != "sgd" or any(map(optimizer.get, others)):
+        return "its optimizer is not plain gradient descent"
+    return None
+
+
+def _flow_time(name, frame, learning_rate):
+    """The sum of the learning rates at each line, on the full batch one an epoch."""
+    if "flow_time" in frame:
+        return frame["flow_time"].to_numpy()
+    if learning_rate is None and "learning_rate" not in frame:
+        raise ValueError(
+            f"{name}: the log has no column `flow_time` or `learning_rate`, so its "
+            "time is not known. Give learning_rate=, that of every step."
         )
-    elif legend != "none":
-        for axis in axes if legend == "every" else axes[:1]:
-            axis.legend(frameon=False)
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
-    return path
+    rates = frame["learning_rate"] if learning_rate is None else learning_rate
+    return (rates * frame["epoch"].diff().fillna(0)).cumsum().to_numpy()

@@ -104,11 +104,9 @@ def _report(search, workdir, console):
     console.print(shown)
     for trial, message in search.failures().items():
         console.print(f"trial {trial} failed: {message.strip().splitlines()[-1]}")
-    figure = figures.search(
-        table, search.objective, search.space, workdir / "search.png"
-    )
-    if figure is not None:
-        console.print(f"figure: {figure}", soft_wrap=True)
+    path = workdir / "search.png"
+    if figures.search(table, search.objective, search.space, path) is not None:
+        console.print(f"figure: {path}", soft_wrap=True)
     search.write_hparams(workdir / "hparams")
     console.print(f"tensorboard --logdir={workdir / 'hparams'}", soft_wrap=True)
 

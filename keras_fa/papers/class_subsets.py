@@ -4,11 +4,9 @@ import math
 
 import pandas as pd
 
-from keras_fa import figures
 from keras_fa.lab import run_folder
 from keras_fa.papers import drawing, printed
 from keras_fa.papers.sections import (
-    RULES,
     compare,
     in_order,
     stack,
@@ -111,7 +109,7 @@ def tuning(section, runs, folder):
     rows = rows.sort_values(["method", *settings])
     section.data["table1_tuning.csv"] = rows
     wide = rows.pivot(index=settings, columns="method", values="accuracy")
-    chosen = [rule for rule in RULES if rule in wide]
+    chosen = [rule for rule in drawing.RULES if rule in wide]
     shown = wide[chosen].map(lambda v: "-" if math.isnan(v) else f"{v:.1f}")
     section.tables[
         "Test accuracy, percent, after the epochs of the grid; one seed."
@@ -161,7 +159,7 @@ def layer_alignment(section, runs, folder, classes):
         folder / f"fig{number}.png",
         "epoch",
         "cos(W, B)",
-        figures.COLORS,
+        drawing.COLORS,
         drawing.LABELS,
     )
     table = run_folder.aggregate(pd.DataFrame(ends), ["layer", "method"], ["cosine"])

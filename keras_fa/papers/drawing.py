@@ -5,9 +5,13 @@ import math
 import matplotlib
 import numpy as np
 
+from keras_fa import _logs
 from keras_fa.figures import grid
 
-LABELS = {"backprop": "GD", "fa": "FA", "ada_fa": "adaFA", "sign_fa": "sign-FA"}
+# The methods of the papers' tables, in their order; backpropagation is "GD" there.
+RULES = ("fa", "ada_fa", "sign_fa", "backprop")
+LABELS = {rule: _logs.look(rule)[0] for rule in RULES} | {"backprop": "GD"}
+COLORS = {rule: _logs.look(rule)[1] for rule in RULES}
 
 
 def shades(keys):
@@ -48,7 +52,8 @@ def curves(panels, path, xlabel, ylabel, colors, labels=None, **axes):
                 axis.fill_between(x, low, high, color=colors[key], alpha=0.2, lw=0)
         axis.set(title=title, xlabel=xlabel, ylabel=ylabel, **axes)
 
-    return grid([t for t in panels if panels[t]], draw, path, "outside")
+    figure = grid([t for t in panels if panels[t]], draw, path)
+    return None if figure is None else path
 
 
 def points(panels, path, xlabel, ylabel, colors, labels=None, **axes):
@@ -90,7 +95,8 @@ def points(panels, path, xlabel, ylabel, colors, labels=None, **axes):
         axis.set(title=title, xlabel=xlabel, ylabel=ylabel, **axes)
         axis.margins(x=0.04)
 
-    return grid([t for t in panels if panels[t]], draw, path, "outside")
+    figure = grid([t for t in panels if panels[t]], draw, path)
+    return None if figure is None else path
 
 
 def band(values, spread="se", log=False):

@@ -2,11 +2,9 @@
 
 import pandas as pd
 
-from keras_fa import figures
 from keras_fa.lab import run_folder
 from keras_fa.papers import drawing, printed
 from keras_fa.papers.sections import (
-    RULES,
     compare,
     in_order,
     pivot,
@@ -161,7 +159,7 @@ def figure4(section, runs, folder):
             (width, group["test_loss"].to_numpy())
             for width, group in rows[rows["method"] == rule].groupby("width")
         ]
-        for rule in RULES
+        for rule in drawing.RULES
         if (rows["method"] == rule).any()
     }
     section.figures["Final test loss against width, mean and standard error."] = (
@@ -170,7 +168,7 @@ def figure4(section, runs, folder):
             folder / "fig4.png",
             "width m",
             "test loss",
-            figures.COLORS,
+            drawing.COLORS,
             drawing.LABELS,
         )
     )
@@ -192,7 +190,7 @@ def _by_width(runs, series):
     """Panels of curves, one for each method, a curve for each width."""
     widths = sorted({run.width for run in runs})
     panels = {}
-    for rule in RULES:
+    for rule in drawing.RULES:
         panel = {}
         for width in widths:
             chosen = [

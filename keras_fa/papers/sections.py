@@ -11,8 +11,6 @@ import pandas as pd
 from keras_fa.lab import run_folder
 from keras_fa.papers import drawing
 
-RULES = ("fa", "ada_fa", "sign_fa", "backprop")
-
 
 @dataclasses.dataclass(frozen=True)
 class Run:
@@ -141,11 +139,11 @@ def stack(runs, series, skip=0):
 
 def in_order(table):
     """Rows in the papers' order of the methods."""
-    order = table["rule"].map(RULES.index)
+    order = table["rule"].map(drawing.RULES.index)
     return table.assign(_order=order).sort_values([table.columns[0], "_order"])
 
 
-def pivot(table, down, across, text, order=RULES, names=drawing.LABELS):
+def pivot(table, down, across, text, order=drawing.RULES, names=drawing.LABELS):
     """A table of texts, one setting down and one across."""
     rows = {}
     for _, row in table.iterrows():
