@@ -22,19 +22,6 @@ _FREE_COLORS = ("#cc79a7", "#56b4e9", "#e69f00", "#8c564b", "#6a3d9a", "#17becf"
 # Dotted lines are bounds.
 _DASHES = ("-", "--", "-.")
 
-_LABELS = {
-    "Backprop": "BP",
-    "FeedbackAlignment": "FA",
-    "AdaptiveFeedbackAlignment": "adaFA",
-    "SignFeedbackAlignment": "sign-FA",
-}
-_COLORS = {
-    "Backprop": "#444444",
-    "FeedbackAlignment": "#0072b2",
-    "AdaptiveFeedbackAlignment": "#d55e00",
-    "SignFeedbackAlignment": "#009e73",
-}
-
 
 @dataclasses.dataclass
 class Log:
@@ -204,10 +191,10 @@ def look(rule):
         return None, None
     try:
         rule = rules.get(rule)
-    except ValueError:
+    except (ValueError, ImportError):
         # A rule of another process or machine: its runs can be drawn all the same.
         return str(rule["name"] if isinstance(rule, dict) else rule), None
-    return _LABELS.get(type(rule).__name__), _COLORS.get(type(rule).__name__)
+    return rules.label_of(rule), rule.color
 
 
 def _name(logs):
