@@ -5,6 +5,10 @@ tested on Keras 3.15.1 and TensorFlow 2.21.0; the tests of the rooms that call t
 where one of them moves.
 """
 
+import contextlib
+import functools
+import random
+
 import keras
 
 
@@ -54,6 +58,69 @@ def replace_call(layer, call):
 def restore_call(layer):
     """Undoes `replace_call`."""
     vars(layer).pop("call", None)
+
+
+def in_training(layer):
+    """Whether a layer is being called in training mode, from inside its call.
+
+    Public is only a `training` argument of `call`, which Keras's convolutions lack.
+    """
+    return bool(layer._get_call_context().get_value("training", False))
+
+
+def after(value, others):
+    """A tensor that is there only when other readings have been made.
+
+    `tf.control_dependencies` is public, but a matter of TensorFlow's graphs alone.
+    """
+    if keras.backend.backend() != "tensorflow":
+        return value
+    import tensorflow as tf
+
+    with tf.control_dependencies(others):
+        return tf.identity(value)
+
+
+def drawn(initializer, seed, shape, dtype):
+    """What an initializer draws under a seed that is a tensor, in compiled code too.
+
+    Public is an integer, or a `SeedGenerator`, whose state Keras makes and moves.
+
+    Args:
+        initializer: A Keras initializer with a seed, or any other callable
+            `(shape, dtype) -> values`, which is called as it is.
+        seed: Integer tensor (2,).
+        shape: Of what to draw.
+        dtype: Likewise.
+    """
+    if hasattr(initializer, "seed"):
+        with undrawn():
+            initializer = initializer.clone()
+        initializer.seed = _Seed(seed)
+    return initializer(shape, dtype=dtype)
+
+
+class _Seed(keras.random.SeedGenerator):
+    """A seed generator that gives one tensor."""
+
+    def __init__(self, value):
+        self._value = value
+
+    def next(self, ordered=True):
+        return self._value
+
+
+@contextlib.contextmanager
+def undrawn():
+    """Within, Keras draws seeds as ever; after it, as if it had drawn none.
+
+    Keras takes the seeds of unseeded initializers and layers from Python's `random`.
+    """
+    state = random.getstate()
+    try:
+        yield
+    finally:
+        random.setstate(state)
 
 
 def causal_padding(layer):
@@ -131,3 +198,68 @@ def _trainer():
     from keras.src.backend.tensorflow import trainer
 
     return trainer
+
+
+_SCOPE = "keras_fa_custom_gradient"
+
+
+def custom_gradient(function):
+    """`keras.ops.custom_gradient`, which `tf.vectorized_map` does not lose.
+
+    TensorFlow vectorises a custom gradient, an IdentityN operation with another
+    gradient, into a plain IdentityN: a derivative taken outside of the map is then that
+    of the forward pass, silently. Functions decorated here are told by the name scope
+    of their operation, in functions traced before the map too, and keep theirs. It is
+    right for functions whose gradient uses nothing but the incoming error: any tensor
+    of the loop's body would be one example's. Public would be a converter to register,
+    `RegisterPFor`, without the check against a second one.
+
+    Args:
+        function: As for `keras.ops.custom_gradient`.
+    """
+    decorated = keras.ops.custom_gradient(function)
+    if keras.backend.backend() != "tensorflow":
+        return decorated
+    import tensorflow as tf
+
+    _keep_in_vectorized_map()
+
+    @functools.wraps(function)
+    def in_scope(*args):
+        with tf.name_scope(_SCOPE):
+            return decorated(*args)
+
+    return in_scope
+
+
+@functools.cache
+def _keep_in_vectorized_map():
+    import tensorflow as tf
+    from tensorflow.python.eager import record
+    from tensorflow.python.framework import ops
+    from tensorflow.python.ops.parallel_for import pfor
+
+    plain = pfor._pfor_converter_registry["IdentityN"]
+
+    def convert(pfor_input):
+        operation = pfor_input.op
+        if _SCOPE not in operation.name:
+            return plain(pfor_input)
+        # What comes back in place of one input has the shape of another.
+        pfor_input.stack_inputs()
+        inputs = [pfor_input.stacked_input(i) for i in range(pfor_input.num_inputs)]
+        gradient_name = operation.get_attr("_gradient_op_type").decode()
+        gradient = ops.gradient_registry.lookup(gradient_name)
+        override = {"IdentityN": gradient_name}
+        with (
+            ops.get_default_graph().gradient_override_map(override),
+            tf.name_scope(_SCOPE),
+        ):
+            outputs = tf.identity_n(inputs)
+        # A tape at work does not look at overrides.
+        record.record_operation(
+            _SCOPE, outputs, inputs, lambda *errors: gradient(None, *errors)
+        )
+        return [pfor.wrap(output, True) for output in outputs]
+
+    pfor._pfor_converter_registry["IdentityN"] = convert

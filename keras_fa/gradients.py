@@ -11,24 +11,48 @@ function returns ``op(x, W)``; backward it hands the incoming error to two branc
 does the rest, so the same few lines serve dense layers and convolutions of any rank,
 stride, padding, dilation and grouping, on any Keras backend. The second forward
 product has no consumer: compiled graphs drop it, only eager mode pays for it.
+
+The gradients that come out are those of first order, and no more can be had: a second
+derivative would have to differentiate the *update*, in which B is a constant, and
+automatic differentiation would differentiate the forward pass by the rule once more.
+It is refused, and so is forward mode, which is made of two backward passes.
 """
 
 from keras import ops
 
+from keras_fa import _keras
+
+
+@_keras.custom_gradient
+def _first_order(error):
+    """Returns its argument, and refuses to be differentiated."""
+
+    def backward(*args, upstream=None):
+        raise NotImplementedError(
+            "A second derivative, or a forward-mode one, was taken through a layer "
+            "under a feedback rule. The backward pass of a rule is no derivative of "
+            "anything, so what automatic differentiation would make of it is wrong. If "
+            "the update is meant as a constant, put keras.ops.stop_gradient around the "
+            'gradients; if a true derivative is wanted, use rule="backprop" '
+            '(keras_fa.models.with_rule(model, "backprop")).'
+        )
+
+    return error, backward
+
 
 # On the TensorFlow backend keras.ops.custom_gradient is tf.custom_gradient.
-@ops.custom_gradient
+@_keras.custom_gradient
 def _fan_out(output, feedback_output):
     """Returns `output`; backward, gives both arguments the incoming error."""
 
     def backward(*args, upstream=None):
-        error = args[0] if upstream is None else upstream
+        error = _first_order(args[0] if upstream is None else upstream)
         return error, error
 
     return output, backward
 
 
-def linear(op, inputs, kernel, backward_kernel):
+def linear(op, inputs, kernel, backward_kernel, learned=False):
     """Applies `op(inputs, kernel)`, its input gradient taken through another kernel.
 
     For incoming error ``delta = dL/dy`` the gradients are those of Lillicrap et al.
@@ -40,16 +64,25 @@ def linear(op, inputs, kernel, backward_kernel):
         inputs: Tensor of any shape that `op` takes.
         kernel: Forward kernel W, a tensor or variable.
         backward_kernel: B, of the shape and dtype of `kernel`. Passing `kernel` itself
-            gives `op` untouched, bit for bit ordinary backpropagation.
+            gives `op` untouched, bit for bit ordinary backpropagation. None sends no
+            error to the inputs: a direct rule brings it there by another way.
+        learned: Whether `backward_kernel` gets the gradient of `kernel`, bit for bit:
+            what Kolen and Pollack's rule trains it on.
 
     Returns:
         `op(inputs, kernel)`.
+
+    Raises:
+        NotImplementedError: When a derivative of these gradients is taken, or a
+            forward-mode one.
     """
     if backward_kernel is kernel:
         return op(inputs, kernel)
+    if learned:
+        kernel = _fan_out(ops.convert_to_tensor(kernel), backward_kernel)
     # Only results of operations reach the custom gradient, never a variable, for which
     # TensorFlow would ask through a `variables` argument.
-    return _fan_out(
-        op(ops.stop_gradient(inputs), kernel),
-        op(inputs, ops.stop_gradient(backward_kernel)),
-    )
+    output = op(ops.stop_gradient(inputs), kernel)
+    if backward_kernel is None:
+        return output
+    return _fan_out(output, op(inputs, ops.stop_gradient(backward_kernel)))

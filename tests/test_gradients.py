@@ -341,3 +341,184 @@ def test_xla_step_has_backprops_number_of_products(rule):
     step, arguments = _training_gradients("mlp", rule, jit_compile=True)
     hlo = step.experimental_get_compiler_ir(*arguments)(stage="optimized_hlo")
     assert len(re.findall(r" dot\(", hlo)) == _NETWORKS["mlp"][1]
+
+
+# --- What the gradients are not: derivatives of something ---
+
+
+def _two_layers(rule):
+    """A float64 network of two layers, and its inputs."""
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential(
+        [
+            keras.Input((3,), dtype="float64"),
+            layers.FeedbackDense(4, rule=rule, dtype="float64"),
+            keras.layers.Activation("tanh", dtype="float64"),
+            layers.FeedbackDense(2, rule=rule, dtype="float64"),
+        ]
+    )
+    return model, tf.constant(np.random.default_rng(0).normal(size=(5, 3)))
+
+
+def _in_eager_mode(function):
+    return function
+
+
+MODES = {
+    "eager": _in_eager_mode,
+    "graph": tf.function,
+    "xla": lambda function: tf.function(function, jit_compile=True),
+}
+in_every_mode = pytest.mark.parametrize("mode", MODES.values(), ids=MODES)
+
+
+@rules_and
+@pytest.mark.parametrize("cached", [False, True])
+@pytest.mark.parametrize("mapped", [tf.vectorized_map, ops.vectorized_map])
+def test_a_vectorized_map_keeps_the_rule(rule, cached, mapped):
+    model, x = _two_layers(rule)
+    kernels = [layer.kernel.value for layer in model.layers if layer.weights]
+
+    def loss(row):
+        return tf.reduce_sum(model(row[None]) ** 2)
+
+    def mapped_gradients():
+        with tf.GradientTape() as tape:
+            total = tf.reduce_sum(mapped(of_one, x))
+        return tape.gradient(total, kernels)
+
+    def gradients_of_one(row):
+        with tf.GradientTape() as tape:
+            value = of_one(row)
+        return tape.gradient(value, kernels)
+
+    with tf.GradientTape() as tape:
+        total = tf.reduce_sum(tf.map_fn(loss, x))
+    expected = tape.gradient(total, kernels)
+    of_one = loss
+    if cached:
+        # Traced before the map, when nothing tells that one will come.
+        of_one = tf.function(loss)
+        of_one(x[0])
+    for gradient in (mapped_gradients(), [g for g in mapped(gradients_of_one, x)]):
+        for kernel, values in zip(expected, gradient, strict=True):
+            if len(values.shape) > 2:  # one for each example
+                values = tf.reduce_sum(values, axis=0)
+            assert_close(values, kernel)
+    if not cached:
+        # Of a cached function TensorFlow itself finds no gradient in a graph.
+        for kernel, values in zip(
+            expected, tf.function(mapped_gradients)(), strict=True
+        ):
+            assert_close(values, kernel)
+
+
+@rules_and
+def test_a_vectorized_map_over_kernels(rule):
+    """Kernels that differ from example to example beside inputs that do not."""
+    x = tf.constant(np.random.default_rng(1).normal(size=(2, 3)))
+    random = np.random.default_rng(2).normal(size=(6, 3, 4))
+    kernels, backward = tf.constant(random), tf.constant(random[0])
+
+    def output(kernel):
+        b = kernel if rule == "backprop" else backward
+        return tf.reduce_sum(gradients.linear(tf.matmul, x, kernel, b) ** 2)
+
+    derivatives = []
+    for mapped in (tf.vectorized_map, tf.map_fn):
+        with tf.GradientTape() as tape:
+            tape.watch([kernels, x])
+            total = tf.reduce_sum(mapped(output, kernels))
+        derivatives.append(tape.gradient(total, [kernels, x]))
+    for actual, expected in zip(*derivatives, strict=True):
+        assert_close(actual, expected)
+
+
+@in_every_mode
+@pytest.mark.parametrize("rule", [name for name in RULES if name != "backprop"])
+def test_second_derivatives_are_refused(rule, mode):
+    model, x = _two_layers(rule)
+    kernels = [layer.kernel.value for layer in model.layers if layer.weights]
+
+    def penalty(held=lambda gradients: gradients):
+        with tf.GradientTape() as outer:
+            outer.watch(x)
+            with tf.GradientTape() as inner:
+                loss = tf.reduce_sum(model(x) ** 2)
+            step = held(inner.gradient(loss, kernels))
+            total = sum(tf.reduce_sum(gradient**2) for gradient in step)
+            total += tf.reduce_sum(model(x) ** 2)
+        return outer.gradient(total, [x, *kernels])
+
+    with pytest.raises(NotImplementedError, match=r"second derivative.*stop_gradient"):
+        mode(penalty)()
+    # The remedy that it names.
+    held = mode(lambda: penalty(lambda step: [tf.stop_gradient(g) for g in step]))()
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        loss = tf.reduce_sum(model(x) ** 2)
+    for actual, expected in zip(held, tape.gradient(loss, [x, *kernels]), strict=True):
+        assert_close(actual, expected)
+
+
+def test_second_derivatives_inside_a_vectorized_map_are_refused():
+    model, x = _two_layers("fa")
+
+    def squared_gradient(row):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(model(row[None]) ** 2)
+        return tf.reduce_sum(tape.gradient(loss, model.layers[0].kernel.value) ** 2)
+
+    # TensorFlow makes the backward pass of a compiled map when a tape sees it called.
+    with (
+        pytest.raises(NotImplementedError, match="second derivative"),
+        tf.GradientTape() as tape,
+    ):
+        tape.watch(x)
+        total = tf.reduce_sum(tf.vectorized_map(squared_gradient, x))
+        tape.gradient(total, x)
+
+
+@pytest.mark.parametrize("mode", [_in_eager_mode, tf.function], ids=["eager", "graph"])
+def test_forward_mode_is_refused(mode):
+    model, x = _two_layers("sign_fa")
+
+    def forward():
+        with tf.autodiff.ForwardAccumulator(x, tf.ones_like(x)) as accumulator:
+            y = model(x)
+        return accumulator.jvp(y)
+
+    with pytest.raises(NotImplementedError, match="forward-mode"):
+        mode(forward)()
+
+
+@in_every_mode
+def test_backpropagation_has_second_derivatives(mode):
+    model, x = _two_layers("backprop")
+
+    def penalty():
+        with tf.GradientTape() as outer:
+            outer.watch(x)
+            with tf.GradientTape() as inner:
+                inner.watch(x)
+                loss = tf.reduce_sum(model(x) ** 2)
+            total = tf.reduce_sum(inner.gradient(loss, x) ** 2)
+        return outer.gradient(total, x)
+
+    assert np.abs(mode(penalty)()).max() > 1e-3
+
+
+@rules_and
+def test_jacobians_follow_the_rule(rule):
+    model, x = _two_layers(rule)
+    kernel = model.layers[0].kernel.value
+
+    def jacobian():
+        with tf.GradientTape(persistent=True) as tape:
+            y = tf.reduce_sum(model(x), axis=0)
+            parts = [y[i] for i in range(2)]
+        return tape.jacobian(y, kernel), [tape.gradient(p, kernel) for p in parts]
+
+    for mode in (_in_eager_mode, tf.function):
+        whole, parts = mode(jacobian)()
+        assert_close(whole, tf.stack(parts))

@@ -587,3 +587,22 @@ def test_with_rule_errors():
     model(np.ones((2, 4)))
     with pytest.raises(ValueError, match="Sequential models or Functional models"):
         models.with_rule(model, "fa")
+
+
+@pytest.mark.parametrize("network", ["mlp", "lenet"])
+def test_mixed_float16_scales_its_losses(network):
+    shape = (6,) if network == "mlp" else (18, 18, 1)
+    arguments = {"hidden_units": 5} if network == "mlp" else {}
+    model = getattr(models, network)(
+        shape, num_classes=3, dtype="mixed_float16", **arguments
+    )
+    model.compile("sgd", "mse")
+    assert type(model.optimizer) is keras.optimizers.LossScaleOptimizer
+    x = np.ones((2, *shape), "float32")
+    assert model(x).dtype == "float16"
+    before = [v.numpy() for v in model.trainable_variables]
+    # The scale starts so high that first steps are skipped, and halved until they fit.
+    for _ in range(6):
+        model.train_on_batch(x, np.ones((2, 3)))
+    moved = zip(before, model.trainable_variables, strict=True)
+    assert any(np.abs(old - new).max() > 0 for old, new in moved)

@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 from keras import initializers
 
-from keras_fa import registry, rules
+from keras_fa import models, registry, rules
 from keras_fa.layers import FeedbackConv2D, FeedbackDense
 from keras_fa.rules import (
     AdaptiveFeedbackAlignment,
@@ -356,7 +356,50 @@ def test_initializer_that_redraws_the_kernel_is_refused():
 def test_constant_feedback_is_allowed_beside_a_constant_kernel():
     layer = _dense(FeedbackAlignment("ones"), kernel_initializer="ones")
     np.testing.assert_array_equal(layer.feedback, np.ones((5, 4)))
-    np.testing.assert_array_equal(_dense("fa", kernel_initializer="zeros").feedback, 0)
+
+
+@pytest.mark.parametrize("rule", ["fa", "ada_fa"])
+def test_feedback_that_carries_no_error_is_refused(rule):
+    with pytest.raises(ValueError, match=r"'head': B would be zero.*glorot_uniform"):
+        _dense(rule, kernel_initializer="zeros", name="head")
+    for value in (np.nan, np.inf):
+        with pytest.raises(ValueError, match="B must be finite"):
+            _dense(rule, kernel_initializer=initializers.Constant(value))
+    # The remedy that the error names.
+    layer = _dense(FeedbackAlignment("glorot_uniform"), kernel_initializer="zeros")
+    assert layer.feedback.numpy().any()
+
+
+@pytest.mark.parametrize("network", ["mlp", "lenet"])
+def test_a_network_has_the_same_weights_under_every_rule(network):
+    """Whatever a rule draws is not taken from the stream that W is drawn from."""
+
+    def kernels(rule):
+        keras.utils.set_random_seed(7)
+        if network == "mlp":
+            model = models.mlp((5,), (4, 4), 3, rule=rule)
+        else:
+            model = models.lenet((18, 18, 1), 3, rule=rule)
+        return [layer.kernel.numpy() for layer in model.layers if layer.weights]
+
+    expected = kernels("backprop")
+    for rule in (
+        *rules.NAMES,
+        FeedbackAlignment("he_normal"),
+        FeedbackAlignment(seed=1),
+    ):
+        for kernel, other in zip(expected, kernels(rule), strict=True):
+            np.testing.assert_array_equal(kernel, other)
+
+
+def test_unseeded_feedback_follows_the_global_seed():
+    def draw():
+        keras.utils.set_random_seed(3)
+        return [layer.feedback.numpy() for layer in (_dense("fa"), _dense("fa"))]
+
+    first, second = draw(), draw()
+    np.testing.assert_array_equal(first, second)
+    assert not np.array_equal(*first)
 
 
 def test_custom_initializers_draw_the_feedback():

@@ -10,8 +10,8 @@ does is known exactly. For any update W <- W + dW, from whatever optimizer,
 with B, W before the step and biases counted among the W_p. The first line is the first
 order, and the law says that plain gradient descent makes it zero, up to rounding. The
 second is the change of the feedback: the flips of signs under sign-FA, nothing under
-fixed feedback; for other potentials, see `FeedbackRule.potential`, what they moved
-beyond the first order. The third are the steps' half squares. Under backpropagation, where the
+fixed feedback; under a rule with another potential, what that moved beyond the first
+order. The third are the steps' half squares. Under backpropagation, where the
 consumer's part of Phi is 1/2 |W_c[j]|^2, the consumer has a half squared step as well,
 with a plus, and no flips. A "norm" group has all signs of its producers reversed.
 

@@ -1,5 +1,6 @@
 """The mixin that makes a Keras layer a feedback layer."""
 
+import math
 import threading
 from typing import NamedTuple
 
@@ -69,17 +70,28 @@ class FeedbackMixin:
 
     def build(self, input_shape):
         super().build(input_shape)
+        self._add_feedback()
+
+    def _add_feedback(self):
+        """Makes what the rule stores, on a layer that has its kernels."""
         if getattr(self, "lora_enabled", False):
+            if self._rule.learns:
+                self._refuse_lora()
             _keras.allow_more_weights(self)
-        for entry, stored in zip(self.maps, self._stored, strict=True):
+        for index, entry in enumerate(self.maps):
             kernel = getattr(self, entry.kernel)
-            for name, slot in self._rule.slots(tuple(kernel.shape)).items():
-                stored[name] = self.add_weight(
+            slots = self._rule_of(index).slots(tuple(kernel.shape))
+            for name, slot in slots.items():
+                self._stored[index][name] = self.add_weight(
                     name=name if len(self.maps) == 1 else f"{entry.kernel}_{name}",
                     shape=slot.shape,
                     dtype=slot.dtype or self.variable_dtype,
                     initializer=self._slot_initializer(entry, slot),
-                    trainable=False,
+                    trainable=slot.learned,
+                    # Of what each replica makes by itself, alike on all of them.
+                    aggregation="mean" if slot.learned else "only_first_replica",
+                    constraint=kernel.constraint if slot.learned else None,
+                    regularizer=_force(kernel.regularizer) if slot.learned else None,
                 )
 
     def _slot_initializer(self, entry, slot):
@@ -90,14 +102,38 @@ class FeedbackMixin:
         return initialize
 
     def _initial(self, entry, slot):
-        return slot.initial(
-            getattr(self, entry.kernel), getattr(self, entry.initializer)
-        )
+        try:
+            return slot.initial(
+                getattr(self, entry.kernel), getattr(self, entry.initializer)
+            )
+        except ValueError as error:
+            raise ValueError(f"Layer '{self.name}': {error}") from error
+
+    def _rule_of(self, index):
+        return self._rule.for_map(self.fans(index))
+
+    def fans(self, index=0):
+        """How many inputs an output of a map sees, and how many outputs an input.
+
+        Keras's convention for dense kernels and convolutions: the kernel's area counts
+        in both.
+
+        Args:
+            index: Which of the layer's `maps`.
+
+        Returns:
+            `(fan_in, fan_out)`.
+        """
+        *area, inputs, outputs = getattr(self, self.maps[index].kernel).shape
+        return math.prod(area) * inputs, math.prod(area) * outputs
 
     def reset_feedback(self):
         """Makes what is stored anew, as at the layer's build, from the current W."""
-        for entry, stored in zip(self.maps, self._stored, strict=True):
-            slots = self._rule.slots(tuple(getattr(self, entry.kernel).shape))
+        for index, (entry, stored) in enumerate(
+            zip(self.maps, self._stored, strict=True)
+        ):
+            kernel = getattr(self, entry.kernel)
+            slots = self._rule_of(index).slots(tuple(kernel.shape))
             for name, variable in stored.items():
                 variable.assign(self._initial(entry, slots[name]))
 
@@ -116,12 +152,12 @@ class FeedbackMixin:
             backpropagation.
         """
         kernel = getattr(self, self.maps[index].kernel)
-        return self._rule.backward_kernel(kernel, **self._stored[index])
+        return self._rule_of(index).backward_kernel(kernel, **self._stored[index])
 
     def potential(self, index=0):
         """The layer's part in the conservation law: see `FeedbackRule.potential`."""
         kernel = getattr(self, self.maps[index].kernel)
-        return self._rule.potential(kernel, **self._stored[index])
+        return self._rule_of(index).potential(kernel, **self._stored[index])
 
     def linear(self, op, inputs, kernel=None, index=0):
         """A product of the layer, its input gradient taken with the rule's B.
@@ -138,18 +174,36 @@ class FeedbackMixin:
         calls = getattr(_calls, "unrouted", None)
         if calls and calls[-1] is self:
             calls[-1] = None
+        rule = self._rule_of(index)
+        if kernel is None:
+            kernel = getattr(self, self.maps[index].kernel)
         # W is read once, and B made from that reading. With a second reading of its
         # own, B sometimes came from the weights after the update: nothing in the graph
         # held the update back until then. (ops.convert_to_tensor would not read.)
-        if kernel is None:
-            kernel = getattr(self, self.maps[index].kernel)
         kernel = ops.copy(kernel)
+        stored = self._stored[index]
+        if rule.learns or rule.advances:
+            stored = self._moving(rule, kernel, index)
+            # TensorFlow drops the reading of B together with the dead second product,
+            # and with it what held B's update back: W's reading waits for it instead.
+            kernel = _keras.after(kernel, list(stored.values()))
         return gradients.linear(
-            op,
-            inputs,
-            kernel,
-            self._rule.backward_kernel(kernel, **self._stored[index]),
+            op, inputs, kernel, rule.backward_kernel(kernel, **stored), rule.learns
         )
+
+    def _moving(self, rule, kernel, index):
+        """Readings of what is stored with a kernel, moved on in a training pass."""
+        stored = {name: ops.copy(v) for name, v in self._stored[index].items()}
+        # Not under the backpropagation that the instruments put in a rule's place.
+        if rule.advances and self.trainable and _keras.in_training(self):
+            bias = getattr(self, "bias", None)
+            initializer = getattr(self, self.maps[index].initializer)
+            for name, value in rule.advance(
+                ops.stop_gradient(kernel), bias, initializer, **stored
+            ).items():
+                self._stored[index][name].assign(value)
+                stored[name] = ops.cast(value, stored[name].dtype)
+        return stored
 
     def __call__(self, *args, **kwargs):
         if not hasattr(_calls, "unrouted"):
@@ -186,6 +240,18 @@ class FeedbackMixin:
     def load_own_variables(self, store):
         keras.layers.Layer.load_own_variables(self, store)
 
+    def enable_lora(self, *args, **kwargs):
+        if self._rule.learns:
+            self._refuse_lora()
+        super().enable_lora(*args, **kwargs)
+
+    def _refuse_lora(self):
+        raise ValueError(
+            f"Layer '{self.name}': LoRA freezes the kernel, and {self._rule!r} learns "
+            "its feedback from the kernel's gradient. Use a rule with fixed feedback, "
+            'such as "fa" or "sign_fa".'
+        )
+
     def quantize(self, *args, **kwargs):
         self._refuse_quantization()
 
@@ -194,6 +260,18 @@ class FeedbackMixin:
             f"{type(self).__name__} cannot be quantized: a quantized layer has no "
             "backward pass. Train first, then quantize a stock-Keras copy of the model."
         )
+
+
+def _force(regularizer):
+    """A penalty's gradient without its part in the loss, which W's has already."""
+    if regularizer is None:
+        return None
+
+    def force(values):
+        penalty = regularizer(values)
+        return penalty - ops.stop_gradient(penalty)
+
+    return force
 
 
 def feedback_layers(model):

@@ -58,7 +58,7 @@ def mlp(
     dense = _factory(
         FeedbackDense, rule, use_bias, kernel_initializer, bias_initializer, dtype
     )
-    model = keras.Sequential([keras.Input(tuple(input_shape), dtype=dtype)], name=name)
+    model = keras.Sequential([_input(input_shape, dtype)], name=name)
     if len(tuple(input_shape)) > 1:
         model.add(layers.Flatten(dtype=dtype))
     for index, units in enumerate(hidden_units, start=1):
@@ -83,7 +83,7 @@ def mlp(
                 f"Received: {output_scale!r}."
             )
         model.add(_Scale(output_scale, dtype=dtype, name="output_scale"))
-    return model
+    return _under_policy(model, dtype)
 
 
 @keras.saving.register_keras_serializable(rules.PACKAGE)
@@ -146,9 +146,9 @@ def lenet(
     def phi(index):
         return _activation(activation, 0.01, dtype, index)
 
-    return keras.Sequential(
+    model = keras.Sequential(
         [
-            keras.Input(tuple(input_shape), dtype=dtype),
+            _input(input_shape, dtype),
             conv(32, 3, name="C1"),
             phi(1),
             layers.MaxPooling2D(2, dtype=dtype),
@@ -164,6 +164,7 @@ def lenet(
         ],
         name=name,
     )
+    return _under_policy(model, dtype)
 
 
 def resnet18(
@@ -214,7 +215,7 @@ def resnet18(
     def relu(x, name):
         return layers.ReLU(dtype=dtype, name=name)(x)
 
-    inputs = keras.Input(tuple(input_shape), dtype=dtype)
+    inputs = _input(input_shape, dtype)
     x = relu(conv_bn(inputs, 64, 7, 2, "conv1", "bn1"), "relu1")
     # The padding of the pool may be zero: after a ReLU no value is below it.
     x = layers.ZeroPadding2D(1, dtype=dtype, name="maxpool_pad")(x)
@@ -235,7 +236,22 @@ def resnet18(
             x = layers.Add(dtype=dtype, name=f"{prefix}_add")([x, shortcut])
             x = relu(x, f"{prefix}_relu2")
     x = layers.GlobalAveragePooling2D(dtype=dtype, name="avgpool")(x)
-    return keras.Model(inputs, dense(num_classes, name="fc")(x), name=name)
+    model = keras.Model(inputs, dense(num_classes, name="fc")(x), name=name)
+    return _under_policy(model, dtype)
+
+
+def _input(shape, dtype):
+    """The input of a network, in the dtype that its layers compute in."""
+    if dtype is not None:
+        dtype = keras.dtype_policies.get(dtype).compute_dtype
+    return keras.Input(tuple(shape), dtype=dtype)
+
+
+def _under_policy(model, dtype):
+    """The model with its layers' policy, from which `compile` knows to scale losses."""
+    if dtype is not None:
+        model.dtype_policy = keras.dtype_policies.get(dtype)
+    return model
 
 
 def _factory(layer_class, rule, use_bias, kernel_initializer, bias_initializer, dtype):

@@ -3,7 +3,7 @@
 import keras
 
 from keras_fa import registry
-from keras_fa.rules.base import PACKAGE, FeedbackRule, Slot, label_of
+from keras_fa.rules.base import PACKAGE, DrawnRule, FeedbackRule, Slot, label_of
 from keras_fa.rules.fixed import (
     AdaptiveFeedbackAlignment,
     Backprop,
@@ -16,6 +16,7 @@ __all__ = [
     "PACKAGE",
     "AdaptiveFeedbackAlignment",
     "Backprop",
+    "DrawnRule",
     "FeedbackAlignment",
     "FeedbackRule",
     "SignFeedbackAlignment",

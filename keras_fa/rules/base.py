@@ -4,10 +4,15 @@ Rules know nothing of layers or models. Everything that is said of one rule and 
 another, to its name in a figure's legend, is said in its class.
 """
 
+import copy
 import dataclasses
+import weakref
 from collections.abc import Callable
 
-from keras_fa import registry
+import keras
+import numpy as np
+
+from keras_fa import _keras, registry
 
 PACKAGE = "keras_fa"
 
@@ -22,11 +27,14 @@ class Slot:
             the kernel W is initialised already, of any rank; what drew it is a Keras
             initializer or any callable `(shape, dtype) -> values`. It may be called on
             symbolic tensors while an unbuilt model is traced.
-        dtype: None for the kernel's.
+        learned: Whether the optimizer trains it, on a gradient that flows into the
+            backward kernel: that of W, bit for bit.
+        dtype: None for the kernel's. An "int32" slot holds what noise is drawn from.
     """
 
     shape: tuple
     initial: Callable
+    learned: bool = False
     dtype: str | None = None
 
 
@@ -71,6 +79,19 @@ class FeedbackRule:
         """The rule that one more layer keeps; itself unless a layer needs its own."""
         return self
 
+    def for_map(self, fans):
+        """The rule as one linear map of a layer sees it.
+
+        Args:
+            fans: Pair of integers, how many numbers of the input an output is made of
+                and how many outputs an input goes into, as the map's own initializer
+                counts them.
+
+        Returns:
+            The rule itself unless the fans matter to it.
+        """
+        return self
+
     def slots(self, kernel_shape):
         """What a layer stores for each of its kernels.
 
@@ -92,9 +113,26 @@ class FeedbackRule:
 
         Returns:
             A tensor of the kernel's shape and dtype. `kernel` itself means ordinary
-            backpropagation.
+            backpropagation, None that no error goes to the layer's inputs.
         """
         raise NotImplementedError
+
+    def advance(self, kernel, bias, initializer, **stored):
+        """What becomes of the slots in a training pass, before its products.
+
+        A pure function, once for each call of the layer in training mode. What the
+        optimizer learns is not its affair.
+
+        Args:
+            kernel: The current W.
+            bias: The bias, None where the layer has none.
+            initializer: What drew the kernel: see `Slot`.
+            **stored: As for `backward_kernel`.
+
+        Returns:
+            `{slot name: new value}` of those that change.
+        """
+        return {}
 
     def potential(self, kernel, **stored):
         """A consumer's part in the conservation law, or None where there is none.
@@ -112,6 +150,16 @@ class FeedbackRule:
             Q_j = 1/2 |V[j]|^2. Tensors whose rows are those of the kernel.
         """
         return None
+
+    @property
+    def learns(self):
+        """Whether the optimizer trains something that the rule stores."""
+        return any(slot.learned for slot in self.slots((1, 1)).values())
+
+    @property
+    def advances(self):
+        """Whether something that the rule stores changes with each training pass."""
+        return type(self).advance is not FeedbackRule.advance
 
     def alignment_bound(self, kernel_shape):
         """What the rule guarantees of cos(W, B) at any time; None: nothing."""
@@ -140,3 +188,168 @@ def label_of(rule):
         or registry.name_of("rule", rule)
         or rule_class.__name__
     )
+
+
+class DrawnRule(FeedbackRule):
+    """Base of the rules that draw something as W was drawn, and apart from it.
+
+    Args:
+        initializer: What draws: a Keras initializer, its name or its config. None, the
+            default, means the layer's own kernel initializer under another seed, so
+            that the error keeps the scale that the network was built for.
+        seed: Integer. The first layer that takes the rule object draws with it, every
+            further layer with a seed derived from it, so feedback differs from layer
+            to layer and is the same again in the next process. None, the default,
+            derives the seed from that of the kernel's initializer, which follows
+            `keras.utils.set_random_seed`: nothing is taken from the stream that W is
+            drawn from, so a network has the same W under every rule.
+
+    Raises:
+        ValueError: If the seed is not an integer, and, when a layer is built, if what
+            is drawn repeats the kernel, is zero, or is not finite.
+    """
+
+    def __init__(self, initializer=None, seed=None):
+        if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
+            raise ValueError(
+                f"The seed of {type(self).__name__} must be an integer or None. "
+                f"Received: seed={seed!r}."
+            )
+        self.initializer = None
+        if initializer is not None:
+            with _keras.undrawn():
+                self.initializer = keras.initializers.get(initializer)
+        self.seed = seed
+        self._layers = 0
+
+    def for_layer(self):
+        # One seed must not give two layers the same B. Each layer keeps a rule of its
+        # own with its seed in it, so that a layer made from this layer's config draws
+        # the same B again, as Keras layers with seeded initializers do.
+        base = self.seed
+        if base is None:
+            base = _integer_seed(self.initializer)
+        if base is None:
+            return self
+        seed = base if self._layers == 0 else _derived_seed(base, self._layers)
+        self._layers += 1
+        rule = copy.copy(self)
+        rule.seed = seed
+        rule._layers = 1
+        return rule
+
+    def _draw(self, kernel, kernel_initializer, shape=None):
+        """Values of the kernel's shape, or another, unlike the kernel's own."""
+        initializer = self.initializer
+        if initializer is None:
+            initializer = kernel_initializer
+        if self.seed is not None and self.seed == _integer_seed(kernel_initializer):
+            raise ValueError(
+                f"The kernel initializer and the feedback share the seed {self.seed}, "
+                f"which would make B a copy of W. Give {type(self).__name__} another "
+                'seed, or use rule="ada_fa" if B = W at the start is what you want.'
+            )
+        seed = self.seed
+        if seed is None:
+            seed = _seed_beside(kernel_initializer)
+        values = _reseeded(initializer, seed)(
+            tuple(kernel.shape) if shape is None else shape,
+            dtype=keras.backend.standardize_dtype(kernel.dtype),
+        )
+        if shape is None and _is_copy(values, kernel):
+            raise ValueError(
+                f"The initializer {initializer!r} drew feedback equal to the kernel. "
+                f"Give {type(self).__name__} an initializer that draws anew, or use "
+                'rule="ada_fa" if B = W at the start is what you want.'
+            )
+        return carries_errors(values, f"the initializer {initializer!r} drew")
+
+    def get_config(self):
+        initializer = self.initializer
+        if initializer is not None:
+            initializer = keras.initializers.serialize(initializer)
+        return {"initializer": initializer, "seed": self.seed}
+
+
+def carries_errors(feedback, origin):
+    """The feedback, unless it is zero or not finite: no error would pass.
+
+    Args:
+        feedback: Array or tensor.
+        origin: Where it came from, for the error: "the initializer ... drew".
+
+    Raises:
+        ValueError: If every entry is zero, or one is NaN or infinite.
+    """
+    values = _values(feedback)
+    if values is None:
+        return feedback
+    if not np.all(np.isfinite(values)):
+        raise ValueError(
+            f"B must be finite, but {origin} NaN or infinite values. Use another "
+            "initializer."
+        )
+    if not values.any():
+        raise ValueError(
+            f"B would be zero, for {origin} zeros: no error would ever reach the "
+            "layers below. Give the rule an initializer of its own, such as "
+            'keras_fa.rules.FeedbackAlignment("glorot_uniform"), or the kernel another '
+            "one."
+        )
+    return feedback
+
+
+def _values(tensor):
+    """A tensor as a float array, or None while it is symbolic."""
+    try:
+        return np.asarray(tensor).astype("float64")
+    except (NotImplementedError, TypeError):
+        # Symbolic tensors, in TensorFlow's and in JAX's words: nothing to see yet.
+        return None
+
+
+def _integer_seed(initializer):
+    """The integer seed that an initializer was made with, or None."""
+    if isinstance(initializer, keras.initializers.Initializer):
+        seed = initializer.get_config().get("seed")
+        return seed if isinstance(seed, int) else None
+    return None
+
+
+def _derived_seed(seed, index):
+    """Another 31-bit seed for each index, a pure function of both."""
+    return int(np.random.SeedSequence([seed % 2**64, index]).generate_state(1)[0] >> 1)
+
+
+# How often feedback was drawn beside each kernel initializer, which layers may share.
+_drawn_beside = weakref.WeakKeyDictionary()
+
+# Of the streams that are derived from a seed: the lab's are counted from 0.
+_FEEDBACK_STREAM = 2**31
+
+
+def _seed_beside(initializer):
+    """A seed from that of a kernel's initializer, another one each time; or None."""
+    seed = getattr(initializer, "seed", None)
+    if not isinstance(seed, int):
+        return None
+    count = _drawn_beside.get(initializer, 0)
+    _drawn_beside[initializer] = count + 1
+    return _derived_seed(seed, _FEEDBACK_STREAM + count)
+
+
+def _is_copy(feedback, kernel):
+    """Whether B repeats the random values of W; a constant B may equal a constant W."""
+    feedback, kernel = _values(feedback), _values(kernel)
+    if feedback is None or kernel is None:
+        return False
+    return feedback.min() != feedback.max() and np.array_equal(feedback, kernel)
+
+
+def _reseeded(initializer, seed):
+    """The initializer with another seed (None: a fresh one), if it takes one at all."""
+    if isinstance(initializer, keras.initializers.Initializer):
+        config = initializer.get_config()
+        if "seed" in config:
+            return type(initializer).from_config({**config, "seed": seed})
+    return initializer

@@ -1,13 +1,16 @@
 """Rules whose feedback never changes: B is W itself, a draw, or a copy."""
 
-import copy
-
 import keras
-import numpy as np
 from keras import ops
 
 from keras_fa.registry import register
-from keras_fa.rules.base import PACKAGE, FeedbackRule, Slot
+from keras_fa.rules.base import (
+    PACKAGE,
+    DrawnRule,
+    FeedbackRule,
+    Slot,
+    carries_errors,
+)
 
 
 @register("rule", "backprop")
@@ -54,81 +57,17 @@ class _StoredFeedback(FeedbackRule):
 
 @register("rule", "fa")
 @keras.saving.register_keras_serializable(PACKAGE)
-class FeedbackAlignment(_StoredFeedback):
+class FeedbackAlignment(DrawnRule, _StoredFeedback):
     """Feedback alignment (FA): B is drawn once, independent of W, and stays fixed.
 
-    Source: Lillicrap et al. (2016); Robertson and Koyejo (2024), section 3.
-
-    Args:
-        initializer: What draws B: a Keras initializer, its name or its config. None,
-            the default, means the layer's own kernel initializer with a fresh seed, so
-            that the error keeps the scale that the network was built for.
-        seed: Integer. The first layer that takes the rule object draws with it, every
-            further layer with a seed derived from it, so feedback differs from layer
-            to layer and is the same again in the next process. None, the default,
-            follows `keras.utils.set_random_seed`.
-
-    Raises:
-        ValueError: If the seed is not an integer, and, when a layer is built, if its
-            kernel and its feedback come out alike.
+    Source: Lillicrap et al. (2016); Robertson and Koyejo (2024), section 3. Arguments
+    and errors are those of `DrawnRule`: `initializer` and `seed`.
     """
 
     label, color = "FA", "#0072b2"
 
-    def __init__(self, initializer=None, seed=None):
-        if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
-            raise ValueError(
-                "The seed of FeedbackAlignment must be an integer or None. "
-                f"Received: seed={seed!r}."
-            )
-        self.initializer = None
-        if initializer is not None:
-            self.initializer = keras.initializers.get(initializer)
-        self.seed = seed
-        self._layers = 0
-
-    def for_layer(self):
-        # One seed must not give two layers the same B. Each layer keeps a rule of its
-        # own with its seed in it, so that a layer made from this layer's config draws
-        # the same B again, as Keras layers with seeded initializers do.
-        base = self.seed
-        if base is None:
-            base = _integer_seed(self.initializer)
-        if base is None:
-            return self
-        seed = base if self._layers == 0 else _derived_seed(base, self._layers)
-        self._layers += 1
-        rule = copy.copy(self)
-        rule.seed = seed
-        rule._layers = 1
-        return rule
-
     def _initial(self, kernel, kernel_initializer):
-        initializer = self.initializer
-        if initializer is None:
-            initializer = kernel_initializer
-        if self.seed is not None and self.seed == _integer_seed(kernel_initializer):
-            raise ValueError(
-                f"The kernel initializer and the feedback share the seed {self.seed}, "
-                "which would make B a copy of W. Give FeedbackAlignment another seed, "
-                'or use rule="ada_fa" if B = W at the start is what you want.'
-            )
-        feedback = _reseeded(initializer, self.seed)(
-            tuple(kernel.shape), dtype=keras.backend.standardize_dtype(kernel.dtype)
-        )
-        if _is_copy(feedback, kernel):
-            raise ValueError(
-                f"The initializer {initializer!r} drew feedback equal to the kernel. "
-                "Give FeedbackAlignment an initializer that draws anew, or use "
-                'rule="ada_fa" if B = W at the start is what you want.'
-            )
-        return feedback
-
-    def get_config(self):
-        initializer = self.initializer
-        if initializer is not None:
-            initializer = keras.initializers.serialize(initializer)
-        return {"initializer": initializer, "seed": self.seed}
+        return self._draw(kernel, kernel_initializer)
 
 
 @register("rule", "ada_fa")
@@ -142,36 +81,4 @@ class AdaptiveFeedbackAlignment(_StoredFeedback):
     label, color = "adaFA", "#d55e00"
 
     def _initial(self, kernel, kernel_initializer):
-        return ops.copy(kernel)
-
-
-def _integer_seed(initializer):
-    """The integer seed that an initializer was made with, or None."""
-    if isinstance(initializer, keras.initializers.Initializer):
-        seed = initializer.get_config().get("seed")
-        return seed if isinstance(seed, int) else None
-    return None
-
-
-def _derived_seed(seed, index):
-    """Another 31-bit seed for each index, a pure function of both."""
-    return int(np.random.SeedSequence([seed % 2**64, index]).generate_state(1)[0] >> 1)
-
-
-def _is_copy(feedback, kernel):
-    """Whether B repeats the random values of W; a constant B may equal a constant W."""
-    try:
-        feedback, kernel = np.asarray(feedback), np.asarray(kernel)
-    except (NotImplementedError, TypeError):
-        # Symbolic tensors, in TensorFlow's and in JAX's words: nothing to compare yet.
-        return False
-    return feedback.min() != feedback.max() and np.array_equal(feedback, kernel)
-
-
-def _reseeded(initializer, seed):
-    """The initializer with another seed (None: a fresh one), if it takes one at all."""
-    if isinstance(initializer, keras.initializers.Initializer):
-        config = initializer.get_config()
-        if "seed" in config:
-            return type(initializer).from_config({**config, "seed": seed})
-    return initializer
+        return carries_errors(ops.copy(kernel), "the kernel's initializer drew")

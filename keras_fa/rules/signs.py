@@ -1,5 +1,6 @@
 """Rules that keep the signs of W and not its sizes."""
 
+import copy
 import math
 
 import keras
@@ -19,8 +20,8 @@ class SignFeedbackAlignment(FeedbackRule):
 
     Args:
         scale: s. `"glorot"`, the default, is `sqrt(2 / (fan_in + fan_out))`, the
-            standard deviation of Glorot initialisation, the kernel's area counted in
-            both fans: the unscaled rule explodes in deep networks. A positive number
+            standard deviation of Glorot initialisation, with the fans as the layer
+            counts them: the unscaled rule explodes in deep networks. A positive number
             is taken as it is; 1.0 is the definition of the paper. Cosines and the
             conservation law do not depend on s.
 
@@ -38,6 +39,13 @@ class SignFeedbackAlignment(FeedbackRule):
                 f"number. Received: scale={scale!r}."
             )
         self.scale = scale
+
+    def for_map(self, fans):
+        if self.scale != "glorot":
+            return self
+        rule = copy.copy(self)
+        rule.scale = math.sqrt(2 / sum(fans))
+        return rule
 
     def backward_kernel(self, kernel):
         kernel = ops.convert_to_tensor(kernel)
