@@ -60,6 +60,7 @@ ROOMS = (
     "experiment",
     "sweeps",
     "tuning",
+    "_logs",
     "figures",
     "papers.printed",
     "papers.drawing",
