@@ -123,6 +123,34 @@ def undrawn():
         random.setstate(state)
 
 
+def hide_from_progress_line(model, keys):
+    """Keeps keys of the logs out of the line that `fit` prints while it trains a model.
+
+    Nothing called here is private, but the order is Keras's own affair: behind the
+    callbacks of the user stands `model.history`, and behind that what prints. So keys
+    are taken out of the logs once the History has them. A callback behind a History
+    that the user put into the list would miss them. Public would be a
+    `keras.callbacks.ProgbarLogger` that is told what to print.
+    """
+    history = getattr(model, "history", None)
+    if history is None:
+        return
+    if not hasattr(history, "hidden"):
+        history.hidden = set()
+
+        def then_hide(hook):
+            def hook_then_hide(index, logs=None):
+                hook(index, logs)
+                for key in history.hidden.intersection(logs or ()):
+                    del logs[key]
+
+            return hook_then_hide
+
+        history.on_train_batch_end = then_hide(history.on_train_batch_end)
+        history.on_epoch_end = then_hide(history.on_epoch_end)
+    history.hidden.update(keys)
+
+
 def causal_padding(layer):
     """What a causal Conv1D pads its input with, as `keras.ops.pad` takes it."""
     return layer._compute_causal_padding()

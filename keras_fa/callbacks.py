@@ -5,37 +5,78 @@ Keras hands the logs from one to the next, and a reader sees only what was added
 it. Formulas live in `keras_fa.analysis`; here is only when, and under which name.
 """
 
+import warnings
+
 import keras
 import numpy as np
 
-from keras_fa import analysis
+from keras_fa import _keras, analysis
 
 
 class _Instrument(keras.callbacks.Callback):
     """Takes a reading from time to time and adds it to the logs.
+
+    The first epoch of a `fit` always ends with a reading, since `CSVLogger` takes its
+    columns from there. Between two readings the logs repeat the last one.
+
+    An instrument belongs to one model. Another `fit` of the same model goes on with
+    what the first began, Phi(0) above all; the `fit` of another model begins anew.
 
     Attributes:
         history: With `unit="step"`, the list of all readings, each a dict with the
             number of optimizer steps under `step`.
     """
 
-    def __init__(self, every=1, unit="epoch"):
+    def __init__(self, every=1, unit="epoch", prefix="", quiet=False):
         if isinstance(every, bool) or not isinstance(every, int) or every < 1:
             raise ValueError(f"`every` must be a positive integer, not {every!r}.")
         if unit not in ("epoch", "step"):
             raise ValueError(f'`unit` must be "epoch" or "step", not {unit!r}.')
+        if not isinstance(prefix, str):
+            raise ValueError(f"`prefix` must be a text, not {prefix!r}.")
         super().__init__()
         self.every = every
         self.unit = unit
+        self.prefix = prefix
+        self.quiet = quiet
+        self._owner = None
+        self._forget()
+
+    def _forget(self):
+        """Drops what belongs to the model that it was used with."""
         self.history = []
         self._steps = 0
+        self._last = {}
+        self._begun = False
+
+    def _begin(self):
+        """Takes what readings are measured against, once callbacks restored weights."""
+
+    def _measure(self):
+        """The readings now: dict from log key, without the prefix, to number."""
+        raise NotImplementedError
 
     def read(self):
         """The readings now: dict from log key to number."""
-        raise NotImplementedError
+        self._begin_once()
+        return {f"{self.prefix}{k}": value for k, value in self._measure().items()}
+
+    def set_model(self, model):
+        if self._owner is not None and model is not self._owner:
+            self._forget()
+        self._owner = model
+        super().set_model(model)
 
     def on_train_begin(self, logs=None):
         self._steps = self._optimizer_steps()
+        self._last = {}
+        self._begun = False
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._begin_once()
+
+    def on_train_batch_begin(self, batch, logs=None):
+        self._begin_once()
 
     def on_train_batch_end(self, batch, logs=None):
         if self.unit == "epoch":
@@ -43,20 +84,41 @@ class _Instrument(keras.callbacks.Callback):
         steps = self._optimizer_steps()
         # A call may make several steps (`steps_per_execution`).
         if steps // self.every > self._steps // self.every:
-            readings = self.read()
-            self.history.append({"step": steps, **readings})
-            if logs is not None:
-                logs.update(readings)
+            self._log(logs, self._record())
         self._steps = steps
 
     def on_epoch_end(self, epoch, logs=None):
-        if logs is None:
-            return
-        if self.unit == "epoch":
-            if (epoch + 1) % self.every == 0:
-                logs.update(self.read())
-        elif self.history:
-            logs.update({k: v for k, v in self.history[-1].items() if k != "step"})
+        readings = self._last
+        if not readings or (self.unit == "epoch" and (epoch + 1) % self.every == 0):
+            readings = self._record()
+        self._log(logs, readings)
+
+    def _begin_once(self):
+        if not self._begun:
+            self._begun = True
+            self._begin()
+
+    def _record(self):
+        readings = self.read()
+        if self.unit == "step":
+            self.history.append({"step": self._optimizer_steps(), **readings})
+        return readings
+
+    def _log(self, logs, readings):
+        """Adds readings to the logs; ValueError if another callback has been there."""
+        if logs is not None:
+            for key, value in readings.items():
+                # One dict may serve a hand-written loop for all its epochs.
+                if key in logs and logs[key] is not self._last.get(key):
+                    raise ValueError(
+                        f"{type(self).__name__} finds {key!r} in the logs already, "
+                        "from another callback or a metric. Give one of two "
+                        'instruments a prefix, such as prefix="test_".'
+                    )
+                logs[key] = value
+        self._last = readings
+        if self.quiet:
+            _keras.hide_from_progress_line(self.model, readings)
 
     def _optimizer_steps(self):
         return int(np.asarray(self.model.optimizer.iterations))
@@ -76,23 +138,28 @@ class WeightAlignment(_Instrument):
         every: Epochs or steps between two readings.
         unit: "epoch" or "step".
         terms: Whether to log norms and inner products too.
+        prefix: What to put before each key.
+        quiet: Whether to stay out of the line that `fit` prints.
 
     Raises:
-        ValueError: If `every` or `unit` is not one of these.
+        ValueError: If `every`, `unit` or `prefix` is not one of these, or, in training,
+            if another callback writes the same keys.
     """
 
-    def __init__(self, every=1, unit="epoch", terms=False):
-        super().__init__(every, unit)
+    def __init__(self, every=1, unit="epoch", terms=False, prefix="", quiet=False):
+        super().__init__(every, unit, prefix, quiet)
         self.terms = terms
+
+    def _forget(self):
+        super()._forget()
         self._bounds = None
 
-    def on_train_begin(self, logs=None):
-        super().on_train_begin(logs)
+    def _begin(self):
         if self._bounds is None:
             bounds = analysis.weight_alignment_bounds(self.model)
             self._bounds = {k: v for k, v in bounds.items() if v is not None}
 
-    def read(self):
+    def _measure(self):
         logs = {}
         for layer, terms in analysis.alignment_terms(self.model).items():
             logs[f"alignment/{layer}"] = terms.cosine
@@ -109,7 +176,7 @@ class WeightAlignment(_Instrument):
 
     def set_state(self, state):
         """Takes the bounds of the run's first start."""
-        self._bounds = state
+        self._owner, self._bounds = None, state
 
 
 class Conservation(_Instrument):
@@ -122,7 +189,8 @@ class Conservation(_Instrument):
       (`keras_fa.analysis.relative_drift`);
     - `drift/<group>`: mean over units of `|Phi_j - Phi_j(0)|`
       (`keras_fa.analysis.drift`), which stays meaningful where `Phi_j(0)` is near 0;
-    - `potential/<group>`: `sum_j Phi_j`, the layer-level quantity of the paper.
+    - `potential/<group>`: `sum_j Phi_j`, the layer-level quantity of the paper;
+    - `potential_ratio/<group>`: `sum_j Phi_j / sum_j Phi_j(0)`.
 
     With `ledger` also, summed over units (`keras_fa.analysis.Ledger`):
 
@@ -131,8 +199,12 @@ class Conservation(_Instrument):
       `ledger/first_order/<group>`: the three terms that make it up;
     - `ledger/remainder/<group>`: what they leave unexplained, the largest of a unit.
 
-    `Phi(0)` is read when training begins and is part of `get_state`, so that after a
-    resume everything is still measured against the first start.
+    `Phi(0)` is read when training begins, after all callbacks have restored what they
+    restore, and is part of `get_state`, so that after a resume everything is still
+    measured against the first start. If the groups change between two trainings of a
+    model, as they do with `trainable`, new ones are measured from then on, with a
+    warning. A model without any law trains on with a warning that says why there is
+    none.
 
     Args:
         every: Epochs or steps between two readings.
@@ -140,55 +212,111 @@ class Conservation(_Instrument):
         ledger: Whether to keep the ledger, which reads all weights after every step.
         histogram_dir: TensorBoard folder for histograms of the units' deviations
             `Phi_j - Phi_j(0)`, one per group and reading; None for none.
+        prefix: What to put before each key.
+        quiet: Whether to stay out of the line that `fit` prints.
 
     Raises:
-        ValueError: If `every` or `unit` is not one of these, or, when training begins,
-            if the model has no graph, or a ledger meets `steps_per_execution` > 1: the
-            callback would see several steps as one.
+        ValueError: If `every`, `unit` or `prefix` is not one of these, or, in training,
+            if another callback writes the same keys, or a ledger meets
+            `steps_per_execution` > 1: the callback would see several steps as one.
     """
 
-    def __init__(self, every=1, unit="epoch", ledger=False, histogram_dir=None):
-        super().__init__(every, unit)
+    def __init__(
+        self,
+        every=1,
+        unit="epoch",
+        ledger=False,
+        histogram_dir=None,
+        prefix="",
+        quiet=False,
+    ):
+        super().__init__(every, unit, prefix, quiet)
         self.ledger = ledger
         self.histogram_dir = histogram_dir
-        self.reference = None
-        self._groups = None
-        self._books = None
-        self._resumed_books = None
         self._writer = None
+
+    def _forget(self):
+        super()._forget()
+        self.reference = None
+        self._groups = []
+        self._books = None
+        # The groups of the reference, as texts, and the books that `set_state` brought.
+        self._laws = {}
+        self._booked = {}
 
     def on_train_begin(self, logs=None):
         super().on_train_begin(logs)
-        groups = analysis.conserved_groups(self.model)
-        self._groups = [group for group in groups if group.conserved]
-        if self.reference is None:
-            self.reference = analysis.potentials(self.model, self._groups)
-        if not self.ledger:
-            return
-        if self.model.steps_per_execution > 1:
+        self._groups = self._lawful_groups()
+        if self.ledger and self.model.steps_per_execution > 1:
             raise ValueError(
                 "The ledger accounts for single steps, but the model was compiled with "
                 f"steps_per_execution={self.model.steps_per_execution}, which hides "
                 "them. Compile it with steps_per_execution=1, or use ledger=False."
             )
-        if self._books is None:
+
+    def _lawful_groups(self):
+        try:
+            groups = analysis.conserved_groups(self.model)
+        except ValueError as error:
+            warnings.warn(f"Conservation logs nothing: {error}", stacklevel=4)
+            return []
+        lawful = [group for group in groups if group.conserved]
+        if not lawful:
+            why = [str(group) for group in groups[:3]]
+            if len(groups) > 3:
+                why.append(
+                    f"and {len(groups) - 3} more, which "
+                    "keras_fa.analysis.conserved_groups(model) has"
+                )
+            warnings.warn(
+                f"Conservation logs nothing: '{self.model.name}' has no conserved "
+                f"group. {'; '.join(why) or 'It has no hidden layer.'}",
+                stacklevel=4,
+            )
+        return lawful
+
+    def _begin(self):
+        laws = {group.name: str(group) for group in self._groups}
+        now = analysis.potentials(self.model, self._groups)
+        earlier = self.reference or {}
+        kept = {
+            name
+            for name, phi in now.items()
+            if name in earlier
+            and np.shape(earlier[name]) == phi.shape
+            and self._laws.get(name, laws[name]) == laws[name]
+        }
+        if self.reference is not None and kept != now.keys():
+            warnings.warn(
+                "The conserved groups are not those of the training before. From here "
+                f"on Conservation measures {', '.join(sorted(now.keys() - kept))} too.",
+                stacklevel=5,
+            )
+        self.reference = {n: earlier[n] if n in kept else now[n] for n in now}
+        if self.ledger and (self._books is None or laws != self._laws):
+            booked = self._books.state() if self._books is not None else self._booked
             self._books = analysis.Ledger(self.model, self._groups)
-        if self._resumed_books is not None:
-            self._books.load_state(self._resumed_books)
-            self._resumed_books = None
+            # Keys are those of a group, or "steps".
+            kept.add("")
+            booked = {k: v for k, v in booked.items() if k.rpartition("/")[0] in kept}
+            self._books.load_state(self._books.state() | booked)
+        self._laws = laws
 
     def on_train_batch_end(self, batch, logs=None):
         if self.ledger:
             self._books.step()
         super().on_train_batch_end(batch, logs)
 
-    def read(self):
+    def _measure(self):
         logs = {}
         for name, phi in analysis.potentials(self.model, self._groups).items():
             start = self.reference[name]
             logs[f"conservation/{name}"] = analysis.relative_drift(phi, start)
             logs[f"drift/{name}"] = analysis.drift(phi, start)
             logs[f"potential/{name}"] = float(np.sum(phi))
+            with np.errstate(divide="ignore", invalid="ignore"):
+                ratio = float(np.sum(phi) / np.sum(start))
+            logs[f"potential_ratio/{name}"] = ratio
             if self.histogram_dir is not None:
                 self._write_histogram(name, phi - start)
         if self.ledger:
@@ -215,25 +343,27 @@ class Conservation(_Instrument):
 
     def get_state(self):
         """References and ledger, as nested lists that JSON can hold."""
+        reference = self.reference or {}
         books = self._books.state() if self._books is not None else {}
         return {
-            "reference": {name: phi.tolist() for name, phi in self.reference.items()},
+            "reference": {name: phi.tolist() for name, phi in reference.items()},
             "ledger": {key: values.tolist() for key, values in books.items()},
         }
 
     def set_state(self, state):
         """Takes the references and the ledger of the run's first start."""
+        self._forget()
+        self._owner = None
         self.reference = {k: np.asarray(v) for k, v in state["reference"].items()}
-        books = {key: np.asarray(values) for key, values in state["ledger"].items()}
         # The ledger itself is opened when training begins, on the restored weights.
-        self._resumed_books = books or None
+        self._booked = {k: np.asarray(v) for k, v in state["ledger"].items()}
 
 
 class _Probe(_Instrument):
     """An instrument that runs the model on a fixed batch."""
 
-    def __init__(self, x, y, every=1, unit="epoch", loss=None):
-        super().__init__(every, unit)
+    def __init__(self, x, y, every=1, unit="epoch", loss=None, prefix="", quiet=False):
+        super().__init__(every, unit, prefix, quiet)
         self.x, self.y = x, y
         self._loss = loss
         self._compare = None
@@ -264,12 +394,16 @@ class GradientAlignment(_Probe):
         every: Epochs or steps between two readings.
         unit: "epoch" or "step".
         loss: The loss; None takes the compiled model's.
+        prefix: What to put before each key: two instruments on two batches need
+            different ones, such as "" and "test_".
+        quiet: Whether to stay out of the line that `fit` prints.
 
     Raises:
-        ValueError: If `every` or `unit` is not one of these.
+        ValueError: If `every`, `unit` or `prefix` is not one of these, or, in training,
+            if another callback writes the same keys.
     """
 
-    def read(self):
+    def _measure(self):
         result = self._compare(self.x, self.y)
         logs = {"gradient_inner": result.inner_product, "gradient_loss": result.loss}
         for suffix, terms in [
@@ -290,7 +424,7 @@ class ErrorAlignment(_Probe):
     `GradientAlignment`.
     """
 
-    def read(self):
+    def _measure(self):
         signals = self._compare.errors(self.x, self.y)
         return {f"error_cosine/{name}": s.cosine for name, s in signals.items()}
 
@@ -305,14 +439,17 @@ class MinimumNorm(_Instrument):
         y: All training targets, array (n, d_out).
         every: Epochs or steps between two readings.
         unit: "epoch" or "step".
+        prefix: What to put before each key.
+        quiet: Whether to stay out of the line that `fit` prints.
 
     Raises:
-        ValueError: If `every` or `unit` is not one of these, or, when training begins,
-            if the network is not linear in its input.
+        ValueError: If `every`, `unit` or `prefix` is not one of these, or, in training,
+            if another callback writes the same key or the network is not linear in its
+            input.
     """
 
-    def __init__(self, x, y, every=1, unit="epoch"):
-        super().__init__(every, unit)
+    def __init__(self, x, y, every=1, unit="epoch", prefix="", quiet=False):
+        super().__init__(every, unit, prefix, quiet)
         self.x, self.y = np.asarray(x), np.asarray(y)
 
     def on_train_begin(self, logs=None):
@@ -325,7 +462,7 @@ class MinimumNorm(_Instrument):
                 "linear."
             )
 
-    def read(self):
+    def _measure(self):
         distance = analysis.minimum_norm_distance(self._map(1.0), self.x, self.y)
         return {"minimum_norm_distance": distance}
 

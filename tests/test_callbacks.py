@@ -1,12 +1,13 @@
 """The instruments in the logs of `fit`: keys, rhythm, readers, and a resumed run."""
 
+import csv
 import json
 
 import keras
 import numpy as np
 import pytest
 
-from keras_fa import analysis, callbacks, models
+from keras_fa import analysis, callbacks, layers, models
 
 RANDOM = np.random.default_rng(0)
 X = RANDOM.normal(size=(48, 6)).astype("float32")
@@ -49,6 +50,7 @@ def test_keys_and_values_reach_the_history():
         "conservation/dense_1": np.mean(np.abs(end / start - 1)),
         "drift/dense_1": np.mean(np.abs(end - start)),
         "potential/dense_1": np.sum(end),
+        "potential_ratio/dense_1": np.sum(end) / np.sum(start),
         "gradient_cosine": gradient.cosine,
         "gradient_norm": gradient.gradient_norm,
         "feedback_gradient_norm": gradient.feedback_norm,
@@ -72,14 +74,25 @@ def test_sign_fa_logs_its_bound():
     assert "alignment_bound/dense_1" not in fit(compiled(), [])
 
 
-def test_every_other_epoch():
+def test_every_other_epoch_and_the_first_and_between_them_the_last(tmp_path):
     rhythm = callbacks.Conservation(every=2)
-    keys = []
-    spy = keras.callbacks.LambdaCallback(
-        on_epoch_end=lambda epoch, logs: keys.append("drift/dense_1" in logs)
-    )
-    fit(compiled(), [rhythm, spy])
-    assert keys == [False, True, False, True]
+    each = callbacks.Conservation(prefix="each_")
+    log = tmp_path / "log.csv"
+    history = fit(compiled(), [each, rhythm, keras.callbacks.CSVLogger(log)], epochs=5)
+    drifts = history["each_drift/dense_1"]
+    assert len(set(drifts)) == 5
+    expected = [drifts[i] for i in (0, 1, 1, 3, 3)]
+    assert history["drift/dense_1"] == expected
+    with open(log) as file:
+        assert [float(row["drift/dense_1"]) for row in csv.DictReader(file)] == expected
+
+
+def test_a_step_rhythm_longer_than_an_epoch_reads_at_the_first_ones_end():
+    rhythm = callbacks.WeightAlignment(every=8, unit="step")
+    history = fit(compiled(), [rhythm], epochs=3)
+    assert [reading["step"] for reading in rhythm.history] == [6, 8, 16]
+    readings = [reading["alignment/dense_2"] for reading in rhythm.history]
+    assert history["alignment/dense_2"] == readings
 
 
 @pytest.mark.parametrize("steps_per_execution", [1, 3])
@@ -132,11 +145,16 @@ def test_after_a_resume_everything_refers_to_the_first_start():
 
     fit(copy, [first], epochs=2, shuffle=False)
     second = callbacks.Conservation(ledger=True)
+    fit(compiled(), [second], epochs=1)
     second.set_state(json.loads(json.dumps(first.get_state())))
     resumed = fit(copy, [second], epochs=2, shuffle=False)
     for key in ("drift/dense_1", "ledger/measured/dense_1", "ledger/flips/dense_1"):
         assert resumed[key] == pytest.approx(expected[key][2:], rel=1e-9), key
-    fresh = fit(copy, [callbacks.Conservation()], epochs=1)
+    bounds = callbacks.WeightAlignment()
+    fit(compiled(), [bounds], epochs=1)
+    bounds.set_state({"dense_2": 0.125})
+    fresh = fit(copy, [callbacks.Conservation(), bounds], epochs=1)
+    assert fresh["alignment_bound/dense_2"] == [0.125]
     assert fresh["drift/dense_1"][0] < resumed["drift/dense_1"][-1]
 
 
@@ -160,9 +178,157 @@ def test_the_ledger_balances_and_needs_single_steps():
         ({"every": 0}, "positive integer"),
         ({"every": 1.5}, "positive integer"),
         ({"unit": "batch"}, '"epoch" or "step"'),
+        ({"prefix": 1}, "a text"),
     ],
 )
 def test_bad_arguments(arguments, match):
     for instrument in (callbacks.WeightAlignment, callbacks.Conservation):
         with pytest.raises(ValueError, match=match):
             instrument(**arguments)
+
+
+def test_two_probes_need_two_prefixes():
+    first = callbacks.GradientAlignment(X, Y)
+    with pytest.raises(ValueError, match="'gradient_inner' in the logs already"):
+        fit(compiled(), [first, callbacks.GradientAlignment(X[:8], Y[:8])])
+    second = callbacks.GradientAlignment(X[:8], Y[:8], prefix="few_")
+    model = compiled()
+    history = fit(model, [first, second])
+    assert second.read()["few_gradient_cosine"] == history["few_gradient_cosine"][-1]
+    assert history["few_gradient_cosine"] != history["gradient_cosine"]
+
+
+def test_one_dict_of_logs_may_serve_all_epochs_of_a_loop():
+    instrument, logs = callbacks.WeightAlignment(), {}
+    model = compiled()
+    instrument.set_model(model)
+    instrument.on_train_begin()
+    for epoch in range(2):
+        model.train_on_batch(X, Y)
+        instrument.on_epoch_end(epoch, logs)
+        assert logs["alignment/dense_2"] == analysis.weight_alignment(model)["dense_2"]
+
+
+@pytest.mark.parametrize("unit", ["epoch", "step"])
+def test_quiet_instruments_stay_out_of_the_line_that_fit_prints(tmp_path, capfd, unit):
+    log = tmp_path / "log.csv"
+    instruments = [
+        callbacks.WeightAlignment(unit=unit, quiet=True),
+        callbacks.Conservation(unit=unit),
+        keras.callbacks.CSVLogger(log),
+    ]
+    for verbose in (1, 2):
+        history = compiled().fit(X, Y, epochs=2, callbacks=instruments, verbose=verbose)
+        printed = capfd.readouterr().out
+        assert "loss" in printed and "drift/dense_1" in printed
+        assert "alignment" not in printed
+        assert len(history.history["alignment/dense_2"]) == 2
+        assert "alignment/dense_2" in log.read_text()
+
+
+def test_another_model_starts_anew_and_the_same_goes_on():
+    instruments = [
+        callbacks.Conservation(ledger=True),
+        callbacks.WeightAlignment(unit="step"),
+        callbacks.GradientAlignment(X, Y),
+    ]
+    fit(compiled(), instruments)
+    model, twin = compiled("sign_fa"), compiled("sign_fa")
+    twin.set_weights(model.get_weights())
+    again = fit(model, instruments, shuffle=False)
+    fresh = [
+        callbacks.Conservation(ledger=True),
+        callbacks.WeightAlignment(unit="step"),
+        callbacks.GradientAlignment(X, Y),
+    ]
+    expected = fit(twin, fresh, shuffle=False)
+    for key in ("drift/dense_1", "ledger/measured/dense_1", "gradient_cosine"):
+        assert again[key] == pytest.approx(expected[key], rel=1e-6), key
+    assert "alignment_bound/dense_2" in again
+    assert len(instruments[1].history) == 24
+    further = fit(model, instruments)
+    start = instruments[0].reference["dense_1"]
+    end = analysis.potentials(model)["dense_1"]
+    assert further["drift/dense_1"][-1] == pytest.approx(analysis.drift(end, start))
+    assert further["ledger/remainder/dense_1"][-1] < 1e-12
+
+
+def test_what_a_callback_behind_it_restores_is_the_start():
+    class Restore(keras.callbacks.Callback):
+        def on_train_begin(self, logs=None):
+            for variable in self.model.trainable_variables:
+                variable.assign(0.5 * variable)
+
+    instrument = callbacks.Conservation(ledger=True)
+    history = fit(compiled(), [instrument, Restore()], epochs=1)
+    assert history["drift/dense_1"][0] < 0.02
+    assert history["ledger/remainder/dense_1"][0] < 1e-12
+
+
+def test_groups_that_come_and_go_with_trainable():
+    model = models.mlp((6,), (8, 7), 3, rule="fa")
+    model.compile(keras.optimizers.SGD(0.1), "mse")
+    x, y = X, np.eye(3)[Y]
+    instrument = callbacks.Conservation(ledger=True)
+
+    def trained(frozen):
+        model.get_layer("dense_1").trainable = not frozen
+        model.compile(keras.optimizers.SGD(0.1), "mse")
+        return model.fit(x, y, callbacks=[instrument], verbose=0).history
+
+    start = analysis.potentials(model)
+    before = trained(frozen=True)
+    assert "drift/dense_1" not in before
+    model.get_layer("dense_1").trainable = True
+    middle = analysis.potentials(model)
+    with pytest.warns(UserWarning, match="From here on Conservation measures dense_1"):
+        after = trained(frozen=False)
+    end = analysis.potentials(model)
+    drifts = {"dense_1": middle, "dense_2": start}
+    for name, reference in drifts.items():
+        expected = analysis.drift(end[name], reference[name])
+        assert after[f"drift/{name}"][0] == pytest.approx(expected, rel=1e-9)
+        expected = np.sum(end[name] - reference[name])
+        assert after[f"ledger/measured/{name}"][0] == pytest.approx(expected, rel=1e-9)
+        assert after[f"ledger/remainder/{name}"][0] < 1e-12
+    assert int(instrument._books.steps) == 4
+
+
+def test_a_group_of_the_same_name_with_another_consumer_is_new():
+    def layer(units, name):
+        return layers.FeedbackDense(units, activation="relu", name=name)
+
+    model = keras.Sequential([keras.Input((6,)), layer(8, "a"), layer(3, "b")])
+    instrument = callbacks.Conservation()
+    for last in ("b", "c"):
+        model.pop()
+        model.add(layer(3, last))
+        model.compile("sgd", "mse")
+        start = analysis.potentials(model)["a"]
+        if last == "b":
+            model.fit(X, np.eye(3)[Y], callbacks=[instrument], verbose=0)
+    with pytest.warns(UserWarning, match="From here on Conservation measures a"):
+        model.fit(X, np.eye(3)[Y], callbacks=[instrument], verbose=0)
+    np.testing.assert_array_equal(instrument.reference["a"], start)
+
+
+def test_a_network_without_a_law_trains_on_with_a_warning():
+    model = models.mlp((6,), (8,), 3, activation="tanh")
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    with pytest.warns(UserWarning, match="dense_1 -> dense_2 .*tanh"):
+        history = fit(model, [callbacks.Conservation(ledger=True)])
+    assert list(history) == ["loss"]
+
+    class Subclassed(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.dense = keras.layers.Dense(3)
+
+        def call(self, x):
+            return self.dense(x)
+
+    model = Subclassed()
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    with pytest.warns(UserWarning, match="logs nothing: .*graph"):
+        history = fit(model, [callbacks.Conservation()])
+    assert len(history["loss"]) == 4
