@@ -32,6 +32,12 @@ class Alignment:
         norms = self.true_norm * self.feedback_norm
         return self.inner_product / norms if norms > 0 else math.nan
 
+    def __repr__(self):
+        return (
+            f"Alignment(cosine={self.cosine:.4g}, true_norm={self.true_norm:.4g}, "
+            f"feedback_norm={self.feedback_norm:.4g})"
+        )
+
 
 def alignment_terms(model):
     """<W, B>, |W| and |B| of every feedback layer.

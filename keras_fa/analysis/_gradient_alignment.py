@@ -223,6 +223,13 @@ class GradientAlignmentResult:
         """<gradient, feedback gradient>: -dL/dt along the feedback flow."""
         return self.whole.inner_product
 
+    def __repr__(self):
+        return (
+            f"GradientAlignmentResult(cosine={self.cosine:.4g}, "
+            f"gradient_norm={self.gradient_norm:.4g}, "
+            f"feedback_norm={self.feedback_norm:.4g})"
+        )
+
 
 def gradient_alignment(model, x, y, loss=None):
     """The angle between the feedback gradient and the gradient of the loss.

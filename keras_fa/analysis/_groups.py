@@ -36,6 +36,9 @@ class Producer:
     variables: tuple
     units: np.ndarray
 
+    def __repr__(self):
+        return f"<Producer {self.path} ({np.sum(self.units >= 0)} channels)>"
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Consumer:
@@ -54,6 +57,9 @@ class Consumer:
     path: str
     kernel: object
     units: np.ndarray
+
+    def __repr__(self):
+        return f"<Consumer {self.path} ({np.sum(self.units >= 0)} channels)>"
 
     def reading(self):
         """What the law and its ledger need of it now, four tensors or variables.
@@ -116,6 +122,9 @@ class Group:
         if self.kind == "norm":
             line += ", norm"
         return line + (")" if self.conserved else f"; no law: {self.reason})")
+
+    def __repr__(self):
+        return f"<{self}>"
 
 
 def conserved_groups(model):

@@ -65,6 +65,13 @@ class LedgerEntry:
         """What the terms leave unexplained: rounding, or a bug."""
         return self.measured - self.predicted
 
+    def __repr__(self):
+        return (
+            f"<LedgerEntry of {len(self.measured)} units, summed: "
+            f"measured {np.sum(self.measured):.3g}, "
+            f"predicted {np.sum(self.predicted):.3g}>"
+        )
+
 
 class Ledger:
     """Accounts for the drift of every potential of a model, step by step.

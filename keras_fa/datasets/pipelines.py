@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import tensorflow as tf
@@ -47,21 +47,31 @@ class Dataset:
     input_shape: tuple[int, ...]
     target_shape: tuple[int, ...]
     num_classes: int | None
-    class_names: tuple[str, ...] | None = field(repr=False)
-    classes: tuple[int, ...] | None = field(repr=False)
+    class_names: tuple[str, ...] | None
+    classes: tuple[int, ...] | None
     num_train: int
     num_test: int
-    mean: np.ndarray = field(repr=False)
-    std: np.ndarray = field(repr=False)
+    mean: np.ndarray
+    std: np.ndarray
     batch_size: int
     drop_last: bool
     seed: int
-    noisy: np.ndarray | None = field(repr=False)
-    clean_labels: np.ndarray | None = field(repr=False)
-    _splits: dict[str, tuple[np.ndarray, np.ndarray]] = field(repr=False)
-    _divisor: float = field(repr=False)
-    _dtype: str = field(repr=False)
-    _order_key: int = field(repr=False)
+    noisy: np.ndarray | None
+    clean_labels: np.ndarray | None
+    _splits: dict[str, tuple[np.ndarray, np.ndarray]]
+    _divisor: float
+    _dtype: str
+    _order_key: int
+
+    def __repr__(self) -> str:
+        size = f"{self.num_train:,} + {self.num_test:,} examples"
+        targets = f"{self.num_classes} classes"
+        if self.num_classes is None:
+            targets = f"targets {self.target_shape}"
+        return (
+            f"<Dataset {self.name!r}: {size} {self.input_shape}, {targets}, "
+            f"batch_size={self.batch_size:,}>"
+        )
 
     @property
     def steps_per_epoch(self) -> int:
