@@ -35,13 +35,10 @@ import pathlib
 import subprocess
 import sys
 
-# Quietens TensorFlow's start-up notices; errors still show.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-# TensorFlow turns oneDNN on for some CPUs only; where it does not, LeNet takes twice as
-# long without it.
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+sys.path.append(str(pathlib.Path(__file__).resolve().parents[1] / "trainers"))
 
-from absl import app, flags, logging
+import _binary
+from absl import app, flags
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -94,8 +91,9 @@ _PEER_PYTHON = flags.DEFINE_string(
     "benchmarks/.venv/bin/python",
     "The Python interpreter that has it.",
 )
-_OUTPUT = flags.DEFINE_string("output", None, "JSON file for all numbers.")
-_PROFILE = flags.DEFINE_string(
+_OUTPUT = flags.DEFINE(_binary.PATH, "output", None, "JSON file for all numbers.")
+_PROFILE = flags.DEFINE(
+    _binary.PATH,
     "profile",
     None,
     "Folder for a TensorBoard trace of ten steps of the first of --workloads under the "
@@ -106,12 +104,9 @@ _MEMORY_OF = flags.DEFINE_list(
 )
 
 
-def main(argv):
+@_binary.program("")
+def main():
     """Measures what the flags say, and prints the tables."""
-    if len(argv) > 1:
-        raise app.UsageError(f"Unexpected arguments: {' '.join(argv[1:])}")
-    if not flags.FLAGS["verbosity"].present:
-        logging.set_verbosity(logging.WARNING)
     for given, known in (
         (_WORKLOADS, _NETWORKS),
         (_FEEDBACK, _RULES),
@@ -134,18 +129,6 @@ def main(argv):
     if _PROFILE.value:
         _profile()
         return
-    from keras_fa import datasets
-
-    try:
-        _measure()
-    except KeyboardInterrupt:
-        print("\nInterrupted.")
-        sys.exit(130)
-    except (datasets.DatasetNotFound, OSError, RuntimeError) as error:
-        sys.exit(f"error: {error}")
-
-
-def _measure():
     console = Console()
     if not console.is_terminal:
         console = Console(width=140)
@@ -273,7 +256,7 @@ def _profile():
     )
     for _ in range(3):
         step()
-    tf.profiler.experimental.start(_PROFILE.value)
+    tf.profiler.experimental.start(str(_PROFILE.value))
     for _ in range(10):
         step()
     tf.profiler.experimental.stop()
@@ -323,4 +306,4 @@ def _shown(row):
 
 
 if __name__ == "__main__":
-    app.run(main)
+    main()

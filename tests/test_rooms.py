@@ -46,6 +46,7 @@ ROOMS = (
     # The laboratory, which the toolkit above never imports.
     "lab",
     "lab.config",
+    "lab.plans",
     "lab.run_folder",
     "lab.checkpoints",
     "lab.recording",

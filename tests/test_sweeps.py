@@ -433,7 +433,7 @@ def test_what_is_over_is_not_run_again(mishaps, monkeypatch):
 # One process for many command lines: to import TensorFlow takes longer than the rest.
 _COMMANDS = """
 import contextlib, io, json, sys, traceback
-from absl import app, flags
+from absl import flags
 from trainers import sweep
 
 answers = []
@@ -444,7 +444,7 @@ for arguments in json.load(sys.stdin):
     out, code = io.StringIO(), 0
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
         try:
-            app.run(sweep.main, ["sweep.py", *arguments])
+            sweep.main(["sweep.py", *arguments])
         except SystemExit as end:
             code = end.code or 0
             if isinstance(code, str):

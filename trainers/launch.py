@@ -19,6 +19,7 @@ import sys
 import threading
 import time
 
+import _binary
 from absl import app, flags
 
 _WORKERS = flags.DEFINE_integer(
@@ -41,9 +42,9 @@ _INDEX = flags.DEFINE_integer(
 )
 
 
-def main(argv):
+@_binary.program("", command=True)
+def main(command):
     """Starts the workers, shows what they say, and ends when all have ended."""
-    command = argv[1:]
     if not command:
         raise app.UsageError("Say what to start after --: see the example.")
     if _HOSTS.value:
@@ -127,4 +128,4 @@ def _wait(workers):
 
 
 if __name__ == "__main__":
-    app.run(main)
+    main()

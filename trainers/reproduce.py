@@ -8,15 +8,13 @@ are there, and the report names the others.
 """
 
 import ast
-import os
 import pathlib
 import re
+import shutil
 import subprocess
-import sys
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-
-from absl import app, flags, logging
+import _binary
+from absl import flags
 from rich.console import Console
 from rich.table import Table
 
@@ -28,21 +26,24 @@ _EXPERIMENT = flags.DEFINE_list(
     "Which: all, or names such as table1, table3 or fig2, separated by commas; --list "
     "shows them.",
 )
-_RUNS = flags.DEFINE_string(
-    "runs", "runs", "Folder with one folder of run folders for each grid."
+_RUNS = flags.DEFINE(
+    _binary.PATH,
+    "runs",
+    "runs",
+    "Folder with one folder of run folders for each grid.",
 )
-_RESULTS = flags.DEFINE_string(
-    "results", None, "Folder for the CSV files, the figures and the report."
+_RESULTS = flags.DEFINE(
+    _binary.PATH,
+    "results",
+    None,
+    "Folder for the CSV files, the figures and the report.",
 )
 _LIST = flags.DEFINE_bool("list", False, "Whether only to list the experiments.")
 
 
-def main(argv):
+@_binary.program("The same command begins anew.")
+def main():
     """Does what the flags say, then prints the checks and the paths."""
-    if len(argv) > 1:
-        raise app.UsageError(f"Unexpected arguments: {' '.join(argv[1:])}")
-    if not flags.FLAGS["verbosity"].present:
-        logging.set_verbosity(logging.WARNING)
     from keras_fa import papers
     from keras_fa.lab import run_folder
     from keras_fa.papers import report
@@ -52,33 +53,28 @@ def main(argv):
     if _LIST.value:
         _print_list(experiments, console)
         return
-    try:
-        names = _names(experiments)
-        if _RESULTS.value is None:
-            raise ValueError("--results is missing: the folder to write to.")
-        folder = pathlib.Path(_RESULTS.value)
-        folder.mkdir(parents=True, exist_ok=True)
-        sections = []
-        for name in names:
-            section = _section(name, experiments[name], folder)
-            sections.append(section)
-            for file, frame in section.data.items():
-                run_folder.write_text(folder / file, frame.to_csv(index=False))
-            _print(section, console)
-        file = (
-            "report.html" if names == list(experiments) else f"{'-'.join(names)}.html"
-        )
-        report.write(
-            sections,
-            folder / file,
-            "Feedback alignment: the papers' experiments with keras_fa",
-            f"Made of {sum(len(s.runs) for s in _distinct(sections))} runs"
-            + _revision()
-            + ". RK24: Robertson and Koyejo (2024); RK23: Robertson and Koyejo (2023); "
-            "S21: Song, Xu and Lafferty (2021).",
-        )
-    except (ValueError, OSError, run_folder.RunFolderError) as error:
-        sys.exit(f"error: {error}")
+    names = _names(experiments)
+    folder = _RESULTS.value
+    if folder is None:
+        raise ValueError("--results is missing: the folder to write to.")
+    folder.mkdir(parents=True, exist_ok=True)
+    sections = []
+    for name in names:
+        section = _section(name, experiments[name], folder)
+        sections.append(section)
+        for file, frame in section.data.items():
+            run_folder.write_text(folder / file, frame.to_csv(index=False))
+        _print(section, console)
+    file = "report.html" if names == list(experiments) else f"{'-'.join(names)}.html"
+    report.write(
+        sections,
+        folder / file,
+        "Feedback alignment: the papers' experiments with keras_fa",
+        f"Made of {sum(len(s.runs) for s in _distinct(sections))} runs"
+        + _revision()
+        + ". RK24: Robertson and Koyejo (2024); RK23: Robertson and Koyejo (2023); "
+        "S21: Song, Xu and Lafferty (2021).",
+    )
     console.print(f"report: {folder / file}", soft_wrap=True)
 
 
@@ -96,14 +92,15 @@ def _names(experiments):
 
 def _section(name, experiment, folder):
     """The section of one experiment, from the runs that are there."""
-    from keras_fa import config, papers, sweeps
+    from keras_fa import papers, sweeps
+    from keras_fa.lab import plans
     from keras_fa.papers import printed
 
-    path = _ROOT / "configs" / "grids" / f"{experiment.grid}.py"
+    path = plans.find("grid", experiment.grid)
     text = ast.get_docstring(ast.parse(path.read_text()), clean=False)
-    grid = config.read_plan(path, "get_grid", ("axes",))
+    grid = plans.read_plan("grid", path, ("axes",))
     base = grid["config"]
-    runs = pathlib.Path(_RUNS.value) / experiment.grid
+    runs = _RUNS.value / experiment.grid
     missing = {}
     for cell in sweeps.cells(base, grid["axes"]):
         state = sweeps.status(cell, runs)
@@ -140,7 +137,9 @@ def _distinct(sections):
 
 
 def _revision():
-    """The commit that the tables were made at, where git tells."""
+    """The commit that the tables were made at, in a checkout where git tells."""
+    if not (_ROOT / ".git").exists() or shutil.which("git") is None:
+        return ""
     done = subprocess.run(
         ["git", "-C", str(_ROOT), "rev-parse", "--short", "HEAD"],
         capture_output=True,
@@ -170,4 +169,4 @@ def _print_list(experiments, console):
 
 
 if __name__ == "__main__":
-    app.run(main)
+    main()

@@ -10,25 +10,22 @@ one --workdir share the work.
 
 import ast
 import contextlib
-import os
-import pathlib
 import re
 import sys
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-# TensorFlow turns oneDNN on for some CPUs only; where it does not, LeNet takes twice as
-# long without it.
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
-
-from absl import app, flags, logging
+import _binary
+from absl import flags
 from rich.console import Console
 from rich.table import Table
 
 _GRID = flags.DEFINE_string(
-    "grid", None, "Grid file: which config, and which fields vary.", required=True
+    "grid",
+    None,
+    "Grid file, or the name of one: which config, and which fields vary.",
+    required=True,
 )
-_WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Folder of the cells' run folders.", required=True
+_WORKDIR = flags.DEFINE(
+    _binary.PATH, "workdir", None, "Folder of the cells' run folders.", required=True
 )
 _AXIS = flags.DEFINE_multi_string(
     "axis",
@@ -55,38 +52,29 @@ _DRY_RUN = flags.DEFINE_bool(
 flags.DEFINE_alias("dry-run", "dry_run")
 
 
-def main(argv):
+@_binary.program("The same command goes on where the cells are.")
+def main():
     """Does what the flags say, then prints how the cells ended."""
-    if len(argv) > 1:
-        raise app.UsageError(f"Unexpected arguments: {' '.join(argv[1:])}")
-    if not flags.FLAGS["verbosity"].present:
-        logging.set_verbosity(logging.WARNING)
-    from keras_fa import config, sweeps
-    from keras_fa.lab import run_folder
+    from keras_fa import sweeps
+    from keras_fa.lab import plans, run_folder
 
     console = Console()
-    workdir = pathlib.Path(_WORKDIR.value)
-    try:
-        grid = config.read_plan(_GRID.value, "get_grid", ("axes", "seconds_per_cell"))
-        axes = grid["axes"]
-        for text in _AXIS.value:
-            axes = sweeps.narrow(axes, *_parse_axis(text))
-        cells = sweeps.cells(grid["config"], axes)
-        seconds = grid["seconds_per_cell"]
-        if _DRY_RUN.value:
-            _list(cells, workdir, seconds, console)
-            return
-        if _RETRY.value:
-            for cell in cells:
-                # Another sweep that holds it has taken it up already.
-                with contextlib.suppress(run_folder.RunFolderBusyError):
-                    sweeps.clear(cell, workdir)
-        states = sweeps.run(cells, workdir, _JOBS.value, seconds, console)
-    except KeyboardInterrupt:
-        console.print("\nInterrupted. The same command goes on where the cells are.")
-        sys.exit(130)
-    except (ValueError, OSError, run_folder.RunFolderError) as error:
-        sys.exit(f"error: {error}")
+    workdir = _WORKDIR.value
+    grid = plans.read_plan("grid", _GRID.value, ("axes", "seconds_per_cell"))
+    axes = grid["axes"]
+    for text in _AXIS.value:
+        axes = sweeps.narrow(axes, *_parse_axis(text))
+    cells = sweeps.cells(grid["config"], axes)
+    seconds = grid["seconds_per_cell"]
+    if _DRY_RUN.value:
+        _list(cells, workdir, seconds, console)
+        return
+    if _RETRY.value:
+        for cell in cells:
+            # Another sweep that holds it has taken it up already.
+            with contextlib.suppress(run_folder.RunFolderBusyError):
+                sweeps.clear(cell, workdir)
+    states = sweeps.run(cells, workdir, _JOBS.value, seconds, console)
     counts = {state: list(states.values()).count(state) for state in states.values()}
     console.print(", ".join(f"{count} {state}" for state, count in counts.items()))
     for cell in cells:
@@ -140,4 +128,4 @@ def _list(cells, workdir, seconds_per_cell, console):
 
 
 if __name__ == "__main__":
-    app.run(main)
+    main()

@@ -8,26 +8,26 @@ A run that was stopped goes on when the same command is given again.
 """
 
 import os
-import pathlib
+import re
 import sys
 
-# Quietens TensorFlow's start-up notices; errors still show.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-# TensorFlow turns oneDNN on for some CPUs only; where it does not, LeNet takes twice as
-# long without it.
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
-
-from absl import app, flags, logging
-from ml_collections import config_flags
+import _binary
+from absl import app, flags
 from rich.console import Console
 from rich.table import Table
 
-_CONFIG = config_flags.DEFINE_config_file(
+_CONFIG = flags.DEFINE_string(
     "config",
-    help_string="Config file; --config.field=value sets a field of it.",
+    None,
+    "Config file, or the name of one; --config.field=value sets a field of it.",
+    required=True,
 )
-_WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Run folder: results go there, and only there.", required=True
+_WORKDIR = flags.DEFINE(
+    _binary.PATH,
+    "workdir",
+    None,
+    "Run folder: results go there, and only there.",
+    required=True,
 )
 _RULES = flags.DEFINE_list(
     "rules",
@@ -50,53 +50,45 @@ _LOGICAL_DEVICES = flags.DEFINE_integer(
     lower_bound=1,
 )
 _FIGURES = flags.DEFINE_bool("figures", True, "Whether to draw the figures.")
-flags.mark_flag_as_required("config")
 
 
-def main(argv):
+def _parse(argv):
+    """Parses the flags, among them one for each field that `--config.field` sets."""
+    for given, following in zip(argv, [*argv[1:], "-"], strict=True):
+        field = re.fullmatch(r"--?(no)?(config\..+?)(=.*)?", given, re.DOTALL)
+        if field is None or field[2] in flags.FLAGS:
+            continue
+        # As for any flag of absl, --flag and --noflag are the two values of a switch.
+        is_switch = field[1] or not (field[3] or not following.startswith("-"))
+        define = flags.DEFINE_bool if is_switch else flags.DEFINE_string
+        define(field[2], None, "A field of the config.")
+    return app.parse_flags_with_usage(argv)
+
+
+@_binary.program("The same command goes on after the last checkpoint.", _parse)
+def main():
     """Runs what the flags say, then prints the table and the figures' paths."""
-    if len(argv) > 1:
-        raise app.UsageError(f"Unexpected arguments: {' '.join(argv[1:])}")
-    # absl shows every library's progress notes unless told otherwise.
-    if not flags.FLAGS["verbosity"].present:
-        logging.set_verbosity(logging.WARNING)
-    from keras_fa import datasets, distribution, experiment
-    from keras_fa.lab import checkpoints, run_folder
+    from keras_fa import distribution, experiment
 
     console = Console()
-    workdir = pathlib.Path(_WORKDIR.value)
+    workdir = _WORKDIR.value
+    config = _config()
     shared = {"strategy": _STRATEGY.value, "progress": True}
+    if _LOGICAL_DEVICES.value is not None:
+        distribution.set_logical_devices(_LOGICAL_DEVICES.value)
+    chief = True
     try:
-        if _LOGICAL_DEVICES.value is not None:
-            distribution.set_logical_devices(_LOGICAL_DEVICES.value)
-        chief = True
         if _STRATEGY.value == "multi_worker":
             # The first thing that TensorFlow does must be to meet the other workers.
             distribution.get_strategy("multi_worker")
             chief = distribution.read_cluster()[1] == 0
             shared["progress"] = chief
         if _RULES.value:
-            summaries = experiment.compare(
-                _CONFIG.value, workdir, _RULES.value, **shared
-            )
+            summaries = experiment.compare(config, workdir, _RULES.value, **shared)
             runs = {rule: workdir / rule for rule in _RULES.value}
         else:
-            rule = _CONFIG.value.rule
-            summaries = {rule: experiment.run(_CONFIG.value, workdir, **shared)}
-            runs = {rule: workdir}
-    except KeyboardInterrupt:
-        console.print(
-            "\nInterrupted. The same command goes on after the last checkpoint."
-        )
-        sys.exit(130)
-    except (
-        ValueError,
-        OSError,
-        run_folder.RunFolderError,
-        checkpoints.CheckpointError,
-        datasets.DatasetNotFound,
-    ) as error:
-        sys.exit(f"error: {error}")
+            summaries = {config.rule: experiment.run(config, workdir, **shared)}
+            runs = {config.rule: workdir}
     except distribution.WorkerLostError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         # The ordinary way out waits for the workers that are no more.
@@ -105,10 +97,21 @@ def main(argv):
         return
     console.print(_table(summaries))
     if _FIGURES.value:
-        for path in _draw(runs, workdir / "figures"):
+        for path in _draw(config, runs, workdir / "figures"):
             console.print(f"figure: {path}", soft_wrap=True)
     if any(summary["status"] == "diverged" for summary in summaries.values()):
         sys.exit("error: the loss became NaN or infinite: see the table's status.")
+
+
+def _config():
+    from keras_fa.lab import plans
+
+    config = plans.read_config(_CONFIG.value)
+    for name in flags.FLAGS:
+        if name.startswith("config."):
+            field = name.removeprefix("config.")
+            plans.set_field(config, field, str(flags.FLAGS[name].value))
+    return config
 
 
 def _table(summaries):
@@ -147,7 +150,7 @@ def _number(value, form=".4g"):
     return "-" if value is None else format(value, form)
 
 
-def _draw(runs, folder):
+def _draw(config, runs, folder):
     from keras_fa import figures
 
     runs = list(runs.values())
@@ -159,18 +162,11 @@ def _draw(runs, folder):
         "accuracy": figures.accuracy,
     }
     # Of minibatch runs theorem 5.1 says nothing, and the figure would only say so.
-    if _CONFIG.value.batch_size is None:
+    if config.batch_size is None:
         drawings["loss_bound"] = figures.loss_bound
     paths = {folder / f"{name}.png": draw for name, draw in drawings.items()}
     return [path for path, draw in paths.items() if draw(runs, path) is not None]
 
 
-def _parse(argv):
-    try:
-        return app.parse_flags_with_usage(argv)
-    except AttributeError as error:  # ml_collections, for an unknown config field
-        sys.exit(f"error: unknown config field: {error}")
-
-
 if __name__ == "__main__":
-    app.run(main, flags_parser=_parse)
+    main()

@@ -7,24 +7,23 @@ A search that was stopped goes on when the same command is given again. Several
 processes share one search in keras-tuner's distributed mode: the README shows how.
 """
 
-import os
-import pathlib
-import sys
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-# TensorFlow turns oneDNN on for some CPUs only; where it does not, LeNet takes twice as
-# long without it.
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
-
-from absl import app, flags, logging
+import _binary
+from absl import flags
 from rich.console import Console
 from rich.table import Table
 
 _SPACE = flags.DEFINE_string(
-    "space", None, "File with the config, its fields to tune and their ranges."
+    "space",
+    None,
+    "File, or the name of one, with the config, its fields to tune and their ranges.",
+    required=True,
 )
-_WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Folder of the search: trials, tables and figures go there."
+_WORKDIR = flags.DEFINE(
+    _binary.PATH,
+    "workdir",
+    None,
+    "Folder of the search: trials, tables and figures go there.",
+    required=True,
 )
 _ALGORITHM = flags.DEFINE_enum(
     "algorithm", "random", ["random", "hyperband", "bayesian"], "How to search."
@@ -39,54 +38,38 @@ _CONFIRM = flags.DEFINE_bool(
     "Whether to run the best trial again as the file's `confirm` says: with other "
     "seeds and on other classes.",
 )
-flags.mark_flags_as_required(["space", "workdir"])
 
 
-def main(argv):
+@_binary.program("The same command goes on with the search.")
+def main():
     """Does what the flags say, then prints the table of trials and the confirmation."""
-    if len(argv) > 1:
-        raise app.UsageError(f"Unexpected arguments: {' '.join(argv[1:])}")
-    if not flags.FLAGS["verbosity"].present:
-        logging.set_verbosity(logging.WARNING)
-    from keras_fa import config, datasets, tuning
-    from keras_fa.lab import run_folder
+    from keras_fa import tuning
+    from keras_fa.lab import plans
 
     console = Console()
-    workdir = pathlib.Path(_WORKDIR.value)
-    try:
-        role = tuning.read_role()
-        given = config.read_plan(_SPACE.value, "get_space", ("space", "objective"))
-        given["config"].update_from_flattened_dict(given.get("fields", {}))
-        search = tuning.Search(
-            given["config"],
-            given["space"],
-            workdir,
-            _ALGORITHM.value,
-            _TRIALS.value,
-            given["objective"],
-            _SEED.value,
-            given.get("patience"),
-        )
-        if role == "chief":
-            console.print("This process hands out the trials; workers run them.")
-        search.run(console)
-        if role == "worker":
-            console.print("No trial is left for this worker; the chief reports.")
-            return
-        _report(search, workdir, console)
-        if _CONFIRM.value and given.get("confirm"):
-            _confirm(search, given["confirm"], workdir, console)
-    except KeyboardInterrupt:
-        console.print("\nInterrupted. The same command goes on with the search.")
-        sys.exit(130)
-    except (
-        ValueError,
-        OSError,
-        run_folder.RunFolderError,
-        datasets.DatasetNotFound,
-        RuntimeError,
-    ) as error:
-        sys.exit(f"error: {error}")
+    workdir = _WORKDIR.value
+    role = tuning.read_role()
+    given = plans.read_plan("space", _SPACE.value, ("space", "objective"))
+    given["config"].update_from_flattened_dict(given.get("fields", {}))
+    search = tuning.Search(
+        given["config"],
+        given["space"],
+        workdir,
+        _ALGORITHM.value,
+        _TRIALS.value,
+        given["objective"],
+        _SEED.value,
+        given.get("patience"),
+    )
+    if role == "chief":
+        console.print("This process hands out the trials; workers run them.")
+    search.run(console)
+    if role == "worker":
+        console.print("No trial is left for this worker; the chief reports.")
+        return
+    _report(search, workdir, console)
+    if _CONFIRM.value and given.get("confirm"):
+        _confirm(search, given["confirm"], workdir, console)
 
 
 def _report(search, workdir, console):
@@ -137,4 +120,4 @@ def _confirm(search, axis, workdir, console):
 
 
 if __name__ == "__main__":
-    app.run(main)
+    main()

@@ -1,8 +1,6 @@
 """The fields of a run's configuration, their defaults, and the check against typos."""
 
 import difflib
-import pathlib
-import runpy
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
@@ -176,31 +174,3 @@ def _check_fields(config, known, prefix):
                 f"The field config.{prefix}{key} is missing. Start from "
                 "keras_fa.config.default_config(), which has them all."
             )
-
-
-def read_plan(path, function, needed):
-    """Reads a plan around a config: the grid of a sweep, the space of a search.
-
-    Args:
-        path: A Python file in a folder below that of the configs.
-        function: Its function that returns the plan as a dict.
-        needed: Keys that the plan must have, besides "config".
-
-    Returns:
-        The plan, under "config" the `ConfigDict` of the config that it names.
-
-    Raises:
-        ValueError: If there is no such file or function, or a key is missing.
-    """
-    path = pathlib.Path(path)
-    if not path.is_file():
-        raise ValueError(f"There is no file {path}.")
-    functions = runpy.run_path(str(path))
-    if function not in functions:
-        raise ValueError(f"{path} has no function {function}().")
-    plan = functions[function]()
-    missing = {"config", *needed} - plan.keys()
-    if missing:
-        raise ValueError(f"What {path} returns lacks {', '.join(sorted(missing))}.")
-    config = path.resolve().parents[1] / plan["config"]
-    return {**plan, "config": runpy.run_path(str(config))["get_config"]()}

@@ -1,0 +1,205 @@
+"""Files that say what to run: configurations, grids and search spaces.
+
+They are found by path or by name, and what is wrong in one is told with file and line.
+"""
+
+import ast
+import contextlib
+import pathlib
+import runpy
+import sys
+import traceback
+
+from ml_collections import ConfigDict
+
+from keras_fa.registry import did_you_mean
+
+# Where the files of each kind are below a folder of configurations, and their function.
+_KINDS = {
+    "config": ("", "get_config"),
+    "grid": ("grids", "get_grid"),
+    "space": ("tuning", "get_space"),
+}
+
+_SWITCH = {"true": True, "1": True, "false": False, "0": False}
+
+
+def _folders(kind):
+    """Where names are looked for: the user's own folder, then the toolkit's."""
+    package = pathlib.Path(__file__).parents[1]
+    own = package / "configs"  # in a wheel; in a checkout it lies beside the package
+    if not own.is_dir():
+        own = package.parent / "configs"
+    return [folder / _KINDS[kind][0] for folder in (pathlib.Path("configs"), own)]
+
+
+def names(kind):
+    """The names that `find` knows: those in ./configs, then the toolkit's own.
+
+    Args:
+        kind: "config", "grid" or "space".
+    """
+    files = [file for f in _folders(kind) for file in sorted(f.glob("*.py"))]
+    return list(dict.fromkeys(file.stem for file in files))
+
+
+def find(kind, name):
+    """The file that a name stands for.
+
+    Args:
+        kind: "config", "grid" or "space".
+        name: A path. Where there is no such file, the name of one in `./configs` (of a
+            grid in `./configs/grids`, of a space in `./configs/tuning`) or among the
+            toolkit's own.
+
+    Returns:
+        `pathlib.Path`.
+
+    Raises:
+        ValueError: If there is none. The message has the known names.
+    """
+    path = pathlib.Path(name).expanduser()
+    named = [folder / f"{name}.py" for folder in _folders(kind)]
+    for candidate in (path, *named):
+        if candidate.is_file():
+            return candidate
+    known = names(kind)
+    raise ValueError(
+        f"There is no file {path}, and no {kind} of that name."
+        f"{did_you_mean(path.stem, known)} Known: {', '.join(known)}."
+    )
+
+
+def read_config(name):
+    """Reads a configuration file.
+
+    Args:
+        name: As for `find`. What follows a colon is handed to `get_config`.
+
+    Returns:
+        `ml_collections.ConfigDict`.
+
+    Raises:
+        ValueError: If there is no such file, or it fails, or returns something else.
+    """
+    name, *argument = str(name).split(":", 1)
+    path = find("config", name)
+    config = _call(path, "get_config", *argument)
+    if not isinstance(config, (ConfigDict, dict)):
+        raise ValueError(
+            f"get_config() in {path} should return a configuration: start from "
+            f"keras_fa.config.default_config(). Received: {config!r}."
+        )
+    return config if isinstance(config, ConfigDict) else ConfigDict(config)
+
+
+def read_plan(kind, name, needed):
+    """Reads a plan around a configuration: the grid of a sweep, the space of a search.
+
+    Args:
+        kind: "grid" or "space".
+        name: As for `find`.
+        needed: Keys that the plan must have, besides "config". That one names a file
+            in the folder above the plan's or in its own, or is a name for `find`.
+
+    Returns:
+        The plan, a dict, under "config" the `ConfigDict` that it names.
+
+    Raises:
+        ValueError: If there is no such file, or it fails, or lacks a key.
+    """
+    path = find(kind, name)
+    function = _KINDS[kind][1]
+    plan = _call(path, function)
+    if not isinstance(plan, dict):
+        raise ValueError(
+            f"{function}() in {path} should return a dict. Received: {plan!r}."
+        )
+    missing = {"config", *needed} - plan.keys()
+    if missing:
+        raise ValueError(f"What {path} returns lacks {', '.join(sorted(missing))}.")
+    config = plan["config"]
+    for folder in (path.resolve().parents[1], path.resolve().parent):
+        if (folder / str(config)).is_file():
+            config = folder / config
+            break
+    return {**plan, "config": read_config(config)}
+
+
+def _call(path, function, *arguments):
+    """What a function of a file returns; what goes wrong in it names file and line."""
+    # For "module:function" names of modules beside it, here and in worker processes.
+    folder = str(path.resolve().parent)
+    if folder not in sys.path:
+        sys.path.append(folder)
+    try:
+        functions = runpy.run_path(str(path))
+        if function in functions:
+            return functions[function](*arguments)
+    except SyntaxError as error:
+        raise ValueError(f"{error.filename}, line {error.lineno}: {error}.") from error
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [frame.lineno for frame in frames if frame.filename == str(path)]
+        where = f"{path}, line {lines[-1]}" if lines else str(path)
+        raise ValueError(f"{where}: {type(error).__name__}: {error}") from error
+    raise ValueError(f"{path} has no function {function}().")
+
+
+def set_field(config, field, text):
+    """Sets a field of a configuration to what a command line says.
+
+    Args:
+        config: `ConfigDict`, which changes.
+        field: Its path, such as "optimizer.learning_rate".
+        text: The value: as it is for a text, else as Python writes it; a switch is
+            also "true" or "1". "None" is none.
+
+    Raises:
+        ValueError: If there is no such field (with the nearest one), or the value is
+            of another kind.
+    """
+    section, last = parent(config, field)
+    kind = section.get_type(last)
+    if isinstance(section[last], ConfigDict):
+        raise ValueError(
+            f"config.{field} is a section: set one of its fields, "
+            f"{', '.join(section[last])}."
+        )
+    value = text
+    if kind is bool and text in _SWITCH:
+        value = _SWITCH[text]
+    elif text == "None" or kind is not str:
+        with contextlib.suppress(ValueError, SyntaxError):
+            value = ast.literal_eval(text)
+    try:
+        section[last] = value
+    except TypeError:
+        raise ValueError(
+            f"config.{field} takes {kind.__name__}. Received: {text}."
+        ) from None
+
+
+def parent(config, field):
+    """The section that a field is in, and the field's last word.
+
+    Args:
+        config: `ConfigDict`.
+        field: Its path, such as "optimizer.learning_rate".
+
+    Raises:
+        ValueError: If there is no such field. The message has the nearest one.
+    """
+    *path, last = field.split(".")
+    section, prefix = config, "config."
+    for key in (*path, last):
+        if not isinstance(section, ConfigDict) or key not in section:
+            known = list(section) if isinstance(section, ConfigDict) else []
+            raise ValueError(
+                f"Unknown field {prefix}{key}."
+                f"{did_you_mean(key, known, prefix + '{}')} "
+                f"Known: {', '.join(known) or 'none'}."
+            )
+        parent_section, section = section, section[key]
+        prefix += f"{key}."
+    return parent_section, last

@@ -1,0 +1,173 @@
+"""Configs, grids and spaces are found by path or name; mistakes tell file and line."""
+
+import sys
+
+import pytest
+
+from keras_fa import config as configuration
+from keras_fa.lab import plans
+
+CONFIG = "from keras_fa.config import default_config\n\nget_config = default_config\n"
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """An empty current folder."""
+    monkeypatch.chdir(tmp_path)
+    # Reading a file makes the modules beside it known until the process ends.
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    return tmp_path
+
+
+def write(path, text):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [("config", "digits"), ("grid", "table3"), ("space", "digits")]
+)
+def test_a_path_comes_first_then_the_users_names_then_the_toolkits(folder, kind, name):
+    packaged = plans.find(kind, name)
+    assert packaged.is_absolute() and packaged.stem == name
+    below = {"config": "", "grid": "grids", "space": "tuning"}[kind]
+    own = write(folder / "configs" / below / f"{name}.py", CONFIG)
+    assert plans.find(kind, name).resolve() == own
+    assert plans.names(kind).count(name) == 1
+    path = write(folder / name, CONFIG)
+    assert plans.find(kind, name).resolve() == path
+    assert plans.find(kind, own) == own
+
+
+def test_an_unknown_name_lists_the_known_ones(folder):
+    write(folder / "configs" / "mine.py", CONFIG)
+    with pytest.raises(
+        ValueError,
+        match=r'There is no file digts, and no config of that name\. Did you mean "dig'
+        r'its"\? Known: mine, cifar100_lenet, digits',
+    ):
+        plans.read_config("digts")
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("def get_config(:\n", r"line 1: invalid syntax"),
+        ("x = 1\ny = x.z\n", r"line 2: AttributeError: 'int' object"),
+        (
+            "def deep():\n    return 1 / 0\n\ndef get_config():\n    return deep()\n",
+            r"line 2: ZeroDivisionError",
+        ),
+        ("import no_such_module\n", r"line 1: ModuleNotFoundError: No module named"),
+        ("", r"has no function get_config\(\)"),
+        ("def get_config():\n    pass\n", r"should return a config.*Received: None"),
+    ],
+)
+def test_what_is_wrong_in_a_file_is_told_with_its_line(folder, text, match):
+    path = write(folder / "wrong.py", text)
+    with pytest.raises(ValueError, match=match) as caught:
+        plans.read_config(path)
+    assert str(path) in str(caught.value)
+
+
+def test_a_config_may_import_what_is_beside_it_and_take_an_argument(folder):
+    write(folder / "there" / "beside_it.py", "RATE = 0.125\n")
+    path = write(
+        folder / "there" / "own.py",
+        "from keras_fa.config import default_config\n\nimport beside_it\n\n"
+        "def get_config(epochs):\n    config = default_config()\n"
+        "    config.optimizer.learning_rate = beside_it.RATE\n"
+        "    config.epochs = int(epochs)\n    return config\n",
+    )
+    config = plans.read_config(f"{path}:7")
+    assert (config.optimizer.learning_rate, config.epochs) == (0.125, 7)
+
+
+def plan(config):
+    return f"def get_grid():\n    return {{'config': '{config}', 'axes': []}}\n"
+
+
+@pytest.mark.parametrize(
+    ("config", "where"),
+    [("own.py", "."), ("own.py", "grids"), ("digits.py", None), ("digits", None)],
+)
+def test_the_config_of_a_plan_is_above_it_beside_it_or_a_name(folder, config, where):
+    grid = write(folder / "grids" / "grid.py", plan(config))
+    if where is not None:
+        write(folder / where / config, CONFIG.replace("get", "seed = 0\nget", 1))
+    if config == "digits.py":
+        packaged = plans.find("config", "digits").read_text()
+        write(folder / "digits.py", packaged)
+    found = plans.read_plan("grid", grid, ["axes"])
+    expected = 1 if where is not None else 60
+    assert found["config"].epochs == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("def get_grid():\n    return []\n", r"should return a dict. Received: \[\]"),
+        ("def get_grid():\n    return {}\n", "lacks axes, config"),
+        (plan("none"), "There is no file none, and no config of that name"),
+    ],
+)
+def test_a_wrong_plan_is_refused(folder, text, match):
+    with pytest.raises(ValueError, match=match):
+        plans.read_plan("grid", write(folder / "grids" / "grid.py", text), ["axes"])
+
+
+@pytest.mark.parametrize(
+    ("field", "text", "value"),
+    [
+        ("epochs", "3", 3),
+        ("optimizer.learning_rate", "1e-3", 1e-3),
+        ("optimizer.learning_rate", "1", 1.0),
+        ("optimizer.weight_decay_layers", "('a', 'b')", ("a", "b")),
+        ("schedule.boundaries", "[3, 5]", (3, 5)),
+        ("rule", "sign_fa", "sign_fa"),
+        ("loss", "my_module:loss", "my_module:loss"),
+        ("dataset.standardize", "none", "none"),
+        ("dataset.standardize", "None", None),
+        ("dataset.train_size", "None", None),
+        ("dataset.train_size", "100", 100),
+        ("batch_size", "None", None),
+        ("drop_last", "True", True),
+        ("drop_last", "true", True),
+        ("drop_last", "0", False),
+    ],
+)
+def test_a_field_is_set_from_a_command_line(field, text, value):
+    config = configuration.default_config()
+    config.batch_size = 32
+    plans.set_field(config, field, text)
+    section, last = plans.parent(config, field)
+    assert section[last] == value and type(section[last]) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("field", "text", "match"),
+    [
+        ("epochs", "3.5", r"config\.epochs takes int\. Received: 3\.5"),
+        ("epochs", "many", r"config\.epochs takes int\. Received: many"),
+        ("drop_last", "2", r"config\.drop_last takes bool\. Received: 2"),
+        ("optimiser.name", "sgd", r'config\.optimiser\. Did you mean "config\.optim'),
+        (
+            "optimizer.nam",
+            "sgd",
+            r'optimizer\.nam\. Did you mean "config\.optimizer\.n',
+        ),
+        ("epochs.x", "1", r"Unknown field config\.epochs\.x"),
+        ("schedule", "{}", r"is a section: set one of its fields, boundaries, factors"),
+    ],
+)
+def test_a_wrong_field_is_refused(field, text, match):
+    with pytest.raises(ValueError, match=match):
+        plans.set_field(configuration.default_config(), field, text)
+
+
+def test_every_packaged_plan_can_be_read():
+    for name in plans.names("grid"):
+        assert plans.read_plan("grid", name, ("axes", "seconds_per_cell"))["axes"]
+    for name in plans.names("space"):
+        assert plans.read_plan("space", name, ("space", "objective"))["space"]
