@@ -2,6 +2,8 @@
 
 import io
 import math
+import sys
+import types
 
 import keras
 import numpy as np
@@ -151,3 +153,36 @@ def test_the_progress_bar_prints_lines_where_there_is_no_terminal(monkeypatch):
     # 30 seconds have gone by at the second and at the fourth look.
     assert [line.split(",")[0] for line in lines] == ["fa epoch 4/10", "fa epoch 8/10"]
     assert all(line.endswith("s left, loss 0.5, test 75.0%") for line in lines)
+
+
+def test_a_notebooks_cell_shows_progress_without_widgets(monkeypatch):
+    clock, shown = [100.0], []
+
+    class Cell:
+        def __init__(self, progress, display_id):
+            assert display_id
+            self.update(progress)
+
+        def update(self, progress):
+            shown.append(progress._repr_mimebundle_((), ())["text/plain"])
+
+    # What IPython offers, as a kernel has it.
+    notebook = types.ModuleType("IPython.display")
+    notebook.display = Cell
+    monkeypatch.setitem(sys.modules, "IPython", types.ModuleType("IPython"))
+    monkeypatch.setitem(sys.modules, "IPython.display", notebook)
+    monkeypatch.setattr(recording.time, "monotonic", lambda: clock[0])
+    console = rich.console.Console(file=io.StringIO(), force_jupyter=True, width=120)
+    monkeypatch.setattr(rich.progress, "get_console", lambda: console)
+    config = default_config()
+    config.update({"epochs": 4})
+    bar = recording.ProgressBar(config, epoch=0)
+    bar.on_train_begin()
+    for epoch in range(4):
+        clock[0] += 0.6
+        bar.on_epoch_end(epoch, {"loss": 0.5})
+    bar.stop()
+    # At the start, after each second, and at the end.
+    epochs = [line.partition("/4")[0][-1] for line in shown]
+    assert epochs == ["0", "2", "4", "4"]
+    assert "loss 0.5" in shown[-1]

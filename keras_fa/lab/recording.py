@@ -164,7 +164,8 @@ def _flow_time(config, epoch, steps_per_epoch):
 class ProgressBar(keras.callbacks.Callback):
     """A progress bar over the epochs of a run, with the time left.
 
-    Where the output is not a terminal, a line from time to time instead.
+    A notebook's cell shows it as a line that is brought up to date. Where there is no
+    terminal either, a line is printed from time to time instead.
 
     Args:
         config: The run's configuration.
@@ -188,10 +189,18 @@ class ProgressBar(keras.callbacks.Callback):
         self._task = self._progress.add_task(
             config.rule, total=config.epochs, completed=epoch, readings=""
         )
+        self._prints = not self._progress.console.is_terminal
         self._printed = time.monotonic()
+        self._cell = None
 
     def on_train_begin(self, logs=None):
-        self._progress.start()
+        if self._progress.console.is_jupyter:
+            # The live display of rich needs ipywidgets there, and shows nothing else.
+            from IPython.display import display
+
+            self._cell = display(self._progress, display_id=True)
+        else:
+            self._progress.start()
 
     def on_epoch_end(self, epoch, logs=None):
         done = (epoch + 1) * self._log_every
@@ -200,8 +209,12 @@ class ProgressBar(keras.callbacks.Callback):
             readings += f", test {100 * logs['val_accuracy']:.1f}%"
         self._progress.update(self._task, completed=done, readings=readings)
         now = time.monotonic()
-        waited = now - self._printed > self._SECONDS_BETWEEN_LINES
-        if waited and not self._progress.console.is_terminal:
+        waited = now - self._printed
+        if self._cell is not None:
+            if waited >= 1:
+                self._printed = now
+                self._cell.update(self._progress)
+        elif self._prints and waited > self._SECONDS_BETWEEN_LINES:
             self._printed = now
             task = self._progress.tasks[0]
             left = "?" if task.time_remaining is None else f"{task.time_remaining:.0f}"
@@ -213,3 +226,5 @@ class ProgressBar(keras.callbacks.Callback):
     def stop(self):
         """Gives the terminal back; safe to call twice."""
         self._progress.stop()
+        if self._cell is not None:
+            self._cell.update(self._progress)
