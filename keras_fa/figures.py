@@ -479,6 +479,9 @@ def _why_no_bound(log):
     others = ("momentum", "weight_decay")
     if optimizer.get("name", "sgd") != "sgd" or any(map(optimizer.get, others)):
         return "its optimizer is not plain gradient descent"
+    probe = log.config.get("instruments", {}).get("probe_size")
+    if probe is not None and probe < examples:
+        return f"its gradients are those of probe_size={probe} examples alone"
     return None
 
 

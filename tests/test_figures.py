@@ -117,6 +117,7 @@ def test_the_bound_holds_the_loss_and_needs_alpha_above_zero(tmp_path):
         ({"batch_size": 32}, "batch_size=32"),
         ({"optimizer": {"name": "sgd", "momentum": 0.9}}, "plain gradient descent"),
         ({"optimizer": {"name": "adam", "weight_decay": 0.0}}, "plain gradient"),
+        ({"instruments": {"probe_size": 16}}, "probe_size=16"),
     ],
 )
 def test_the_bound_is_left_out_where_the_theorem_is_silent(tmp_path, fields, reason):
@@ -127,7 +128,8 @@ def test_the_bound_is_left_out_where_the_theorem_is_silent(tmp_path, fields, rea
 
 
 def test_a_batch_as_large_as_the_set_is_the_full_batch(tmp_path):
-    folder = run(tmp_path / "run", {"rule": "fa", "batch_size": 32}, dominated())
+    config = {"rule": "fa", "batch_size": 32, "instruments": {"probe_size": 32}}
+    folder = run(tmp_path / "run", config, dominated())
     summary = {"dataset": {"train": 32}}
     (folder / "summary.json").write_text(json.dumps(summary))
     assert figures.loss_bound(folder) is not None
