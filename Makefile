@@ -19,7 +19,7 @@ lint: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-.venv/ready: setup.py constraints.txt
+.venv/ready: pyproject.toml setup.py constraints.txt
 	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; \
 		(3, 11) <= v < (3, 14) or sys.exit("keras_fa needs Python 3.11 to 3.13, this " \
 		"is %d.%d. Name another one: make PYTHON=python3.12 ..." % v)'

@@ -1,12 +1,11 @@
 r"""Measures costs, as ratios taken in turn in one process.
 
 Examples:
-    python benchmarks/run.py
-    python benchmarks/run.py --what=steps --workloads=lenet128 --jit=off,on \
+    keras-fa benchmark
+    keras-fa benchmark --what=steps --workloads=lenet128 --jit=off,on \
         --peer=biotorch --peer_python=benchmarks/.venv/bin/python
-    python benchmarks/run.py --what=mirrored
-    python trainers/launch.py --workers=2 -- python benchmarks/run.py \
-        --what=multi_worker
+    keras-fa benchmark --what=mirrored
+    keras-fa launch --workers=2 -- keras-fa benchmark --what=multi_worker
 
 steps: a training step of each workload under each rule, against the same network of
 stock Keras layers, beside the rate of a large matrix product. --peer adds the same
@@ -25,7 +24,7 @@ start: what import keras_fa adds to import keras.
 instruments: what readings cost a LeNet.
 
 mirrored, multi_worker: steps of model.fit under the strategy against steps without.
-multi_worker needs workers, which trainers/launch.py starts, and the chief reports.
+multi_worker needs workers, which keras-fa launch starts, and the chief reports.
 """
 
 import itertools

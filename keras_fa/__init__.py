@@ -2,26 +2,27 @@
 
 import importlib
 
+__version__ = "0.1.0"
+
 from keras_fa import gradients, layers, models, optimizers, registry, rules
 from keras_fa.registry import register
 
-# Rooms that bring a data set library or a plotting library load on first use. Those of
-# the laboratory have a short name here.
-_LAZY = {
-    "analysis": "analysis",
-    "callbacks": "callbacks",
-    "config": "lab.config",
-    "datasets": "datasets",
-    "distribution": "distribution",
-    "experiment": "lab.run",
-    "figures": "figures",
-    "lab": "lab",
-    "losses": "losses",
-    "papers": "papers",
-    "results": "lab.run_folder",
-    "sweeps": "lab.sweep",
-    "tuning": "lab.tuning",
-}
+# Loaded on first use: they bring a library for data, figures or the laboratory.
+_LAZY = (
+    "analysis",
+    "callbacks",
+    "config",
+    "datasets",
+    "distribution",
+    "experiment",
+    "figures",
+    "lab",
+    "losses",
+    "papers",
+    "results",
+    "sweeps",
+    "tuning",
+)
 
 __all__ = [
     "gradients",
@@ -31,7 +32,7 @@ __all__ = [
     "register",
     "registry",
     "rules",
-    *sorted(_LAZY),
+    *_LAZY,
 ]
 
 
@@ -41,5 +42,5 @@ def __dir__():
 
 def __getattr__(name):
     if name in _LAZY:
-        return importlib.import_module(f"keras_fa.{_LAZY[name]}")
+        return importlib.import_module(f"keras_fa.{name}")
     raise AttributeError(f"module 'keras_fa' has no attribute {name!r}")

@@ -2,6 +2,9 @@
 
 import sys
 
-from keras_fa.lab import run
+from keras_fa._extras import extra
+
+with extra("lab"):
+    from keras_fa.lab import run
 
 sys.modules[__name__] = run

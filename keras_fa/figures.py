@@ -24,11 +24,16 @@ import os
 import pathlib
 import warnings
 
-import matplotlib.figure
 import numpy as np
 
-from keras_fa import _logs, analysis, registry
+from keras_fa import analysis, registry
+from keras_fa._extras import extra
 from keras_fa.lab import run_folder
+
+with extra("figures"):
+    import matplotlib.figure
+
+    from keras_fa import _logs
 
 
 def potential_ratio(runs, path=None, *, groups=None, labels=None, ax=None):

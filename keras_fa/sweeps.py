@@ -2,6 +2,9 @@
 
 import sys
 
-from keras_fa.lab import sweep
+from keras_fa._extras import extra
+
+with extra("lab"):
+    from keras_fa.lab import sweep
 
 sys.modules[__name__] = sweep

@@ -2,6 +2,9 @@
 
 import sys
 
-from keras_fa.lab import tuning
+from keras_fa._extras import extra
+
+with extra("tune"):
+    from keras_fa.lab import tuning
 
 sys.modules[__name__] = tuning

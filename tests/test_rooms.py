@@ -10,6 +10,7 @@ ROOT = pathlib.Path(keras_fa.__file__).parent
 
 # From the ground up: a room imports from those above it in this list alone.
 ROOMS = (
+    "_extras",
     "_keras",
     "registry",
     "gradients",
@@ -59,6 +60,7 @@ ROOMS = (
     "lab.tuning",
     "config",
     "experiment",
+    "results",
     "sweeps",
     "tuning",
     "_logs",

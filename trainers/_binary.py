@@ -78,6 +78,10 @@ def program(interrupted, parse=app.parse_flags_with_usage, command=False):
             except KeyboardInterrupt:
                 print(f"\nInterrupted. {interrupted}".rstrip(), flush=True)
                 sys.exit(130)
+            except BrokenPipeError:
+                # Whoever read the output has seen enough; the rest goes nowhere.
+                os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+                sys.exit(1)
             except _expected() as error:
                 if logging.get_verbosity() > logging.WARNING:
                     raise

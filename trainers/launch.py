@@ -1,13 +1,13 @@
 r"""Starts a command as several workers on this machine, to try training on several out.
 
 Example:
-    python trainers/launch.py --workers=2 -- python trainers/train.py \
-        --strategy=multi_worker --config=configs/digits.py --workdir=runs/two_workers
+    keras-fa launch --workers=2 -- keras-fa train --strategy=multi_worker \
+        --config=digits --workdir=runs/two_workers
 
 Each worker gets a TF_CONFIG of its own. With --hosts it starts the one worker of this
 machine instead; the same command goes to all machines, by hand or with srun:
 
-    python trainers/launch.py --hosts=node1:12345,node2:12345 --index=0 -- python ...
+    keras-fa launch --hosts=node1:12345,node2:12345 --index=0 -- keras-fa train ...
 """
 
 import json

@@ -1,7 +1,7 @@
 r"""Makes the papers' tables and figures from the finished runs of sweeps.
 
 Example:
-    python trainers/reproduce.py --experiment=all --runs=runs --results=results
+    keras-fa reproduce --experiment=all --runs=runs --results=results
 
 Nothing is trained. Where cells of a grid are missing, the tables are made of those that
 are there, and the report names the others.

@@ -1,8 +1,7 @@
 r"""Runs a grid of experiments in a pool of processes.
 
 Example:
-    python trainers/sweep.py --grid=configs/grids/table3.py --workdir=runs/table3 \
-        --jobs=2
+    keras-fa sweep --grid=table3 --workdir=runs/table3 --jobs=2
 
 A sweep that was stopped goes on when the same command is given again, and several on
 one --workdir share the work.
@@ -129,3 +128,6 @@ def _list(cells, workdir, seconds_per_cell, console):
 
 if __name__ == "__main__":
     main()
+elif __name__ == "__mp_main__":
+    # A worker process, which needs it before it has a log of its own.
+    _binary.load_tensorflow()

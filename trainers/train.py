@@ -1,7 +1,7 @@
 r"""Trains a network under one feedback rule or several, from a config file.
 
 Example:
-    python trainers/train.py --config=configs/digits.py --workdir=runs/digits \
+    keras-fa train --config=digits --workdir=runs/digits \
         --rules=backprop,fa,ada_fa,sign_fa
 
 A run that was stopped goes on when the same command is given again.

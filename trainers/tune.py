@@ -1,7 +1,7 @@
 r"""Searches hyperparameters of a config with keras-tuner.
 
 Example:
-    python trainers/tune.py --space=configs/tuning/digits.py --workdir=runs/tune_digits
+    keras-fa tune --space=digits --workdir=runs/tune_digits
 
 A search that was stopped goes on when the same command is given again. Several
 processes share one search in keras-tuner's distributed mode: the README shows how.

@@ -99,6 +99,8 @@ def load(
             meaning for this set.
         TypeError: For an option that does not exist.
         DatasetNotFound: If the set is not on this machine and cannot be downloaded.
+        ImportError: If the library that has the set is not installed: the extra
+            "data".
     """
     _check(name, sizes, dtype, seed, class_seed)
     if name in synthetic.PROBLEMS:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from keras_fa._extras import extra
 from keras_fa.datasets.transforms import RawData
 
 TFDS_NAMES = ("mnist", "fashion_mnist", "cifar10", "cifar100", "tiny_imagenet")
@@ -37,7 +38,8 @@ def read_digits() -> RawData:
     Raises:
         ImportError: If scikit-learn is not installed.
     """
-    from sklearn.datasets import load_digits
+    with extra("data"):
+        from sklearn.datasets import load_digits
 
     bunch = load_digits()
     x = bunch.images.astype(np.uint8)[..., np.newaxis]
@@ -73,7 +75,10 @@ def read_tfds(
         DatasetNotFound: If the set is not there and cannot be made.
         ValueError: If the archive in `manual_dir` is not the one the prepared set was
             made from.
+        ImportError: If TensorFlow Datasets is not installed.
     """
+    with extra("data"):
+        import tensorflow_datasets  # noqa: F401 (before anything is looked for)
     folders = _data_dirs(data_dir)
     prepared = _find_prepared(name, folders)
     if prepared is None:

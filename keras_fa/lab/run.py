@@ -1,14 +1,15 @@
 """Runs: what a configuration builds is trained, and leaves a run folder."""
 
-import importlib.metadata
 import math
 import os
 import platform
 
+import keras
 import ml_collections
+import numpy as np
 import tensorflow as tf
 
-from keras_fa import _keras, distribution, losses
+from keras_fa import __version__, _keras, distribution, losses
 from keras_fa import rules as feedback_rules
 from keras_fa.lab import config as configuration
 from keras_fa.lab import recording, run_folder
@@ -165,8 +166,6 @@ def _set_determinism(config):
 
 
 def _environment():
-    packages = ("keras_fa", "keras", "tensorflow", "numpy")
-    versions = {name: importlib.metadata.version(name) for name in packages}
     devices = [device.name for device in tf.config.list_logical_devices()]
     return {
         "python": platform.python_version(),
@@ -174,5 +173,8 @@ def _environment():
         "devices": devices,
         # Which kernels TensorFlow takes on a CPU: sums differ in their last digits.
         "onednn": os.environ.get("TF_ENABLE_ONEDNN_OPTS", "default"),
-        **versions,
+        "keras_fa": __version__,
+        "keras": keras.__version__,
+        "tensorflow": tf.__version__,
+        "numpy": np.__version__,
     }

@@ -3,9 +3,11 @@
 import base64
 import pathlib
 
-import jinja2
-
+from keras_fa._extras import extra
 from keras_fa.lab import run_folder
+
+with extra("papers"):
+    import jinja2
 
 _TEMPLATE = """<!doctype html>
 <html lang="en">
