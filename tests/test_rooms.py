@@ -16,6 +16,7 @@ ROOMS = (
     "gradients",
     "rules.base",
     "rules.fixed",
+    "rules.learned",
     "rules.signs",
     "rules",
     "layers._base",

@@ -9,18 +9,28 @@ from keras_fa.rules.fixed import (
     Backprop,
     FeedbackAlignment,
 )
-from keras_fa.rules.signs import SignFeedbackAlignment
+from keras_fa.rules.learned import KolenPollack, ProductFeedback, WeightMirror
+from keras_fa.rules.signs import (
+    BatchRandomSign,
+    FixedRandomSign,
+    SignFeedbackAlignment,
+)
 
 __all__ = [
     "NAMES",
     "PACKAGE",
     "AdaptiveFeedbackAlignment",
     "Backprop",
+    "BatchRandomSign",
     "DrawnRule",
     "FeedbackAlignment",
     "FeedbackRule",
+    "FixedRandomSign",
+    "KolenPollack",
+    "ProductFeedback",
     "SignFeedbackAlignment",
     "Slot",
+    "WeightMirror",
     "deserialize",
     "get",
     "label_of",

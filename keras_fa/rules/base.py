@@ -238,8 +238,11 @@ class DrawnRule(FeedbackRule):
         rule._layers = 1
         return rule
 
-    def _draw(self, kernel, kernel_initializer, shape=None):
-        """Values of the kernel's shape, or another, unlike the kernel's own."""
+    def _draw(self, kernel, kernel_initializer, shape=None, stream=0):
+        """Values of the kernel's shape, or another, unlike the kernel's own.
+
+        What a rule draws for one kernel comes from streams with different numbers.
+        """
         initializer = self.initializer
         if initializer is None:
             initializer = kernel_initializer
@@ -249,9 +252,7 @@ class DrawnRule(FeedbackRule):
                 f"which would make B a copy of W. Give {type(self).__name__} another "
                 'seed, or use rule="ada_fa" if B = W at the start is what you want.'
             )
-        seed = self.seed
-        if seed is None:
-            seed = _seed_beside(kernel_initializer)
+        seed = self._seed(kernel_initializer, stream)
         values = _reseeded(initializer, seed)(
             tuple(kernel.shape) if shape is None else shape,
             dtype=keras.backend.standardize_dtype(kernel.dtype),
@@ -263,6 +264,20 @@ class DrawnRule(FeedbackRule):
                 'rule="ada_fa" if B = W at the start is what you want.'
             )
         return carries_errors(values, f"the initializer {initializer!r} drew")
+
+    def _seed(self, kernel_initializer, stream=0):
+        if self.seed is None:
+            return _seed_beside(kernel_initializer)
+        return self.seed if stream == 0 else _derived_seed(self.seed, -stream % 2**32)
+
+    def _noise(self):
+        """A slot that noise is drawn from: its seed, and how often it was drawn."""
+
+        def initial(kernel, kernel_initializer):
+            seed = self._seed(kernel_initializer, stream=1)
+            return np.array([0 if seed is None else seed, 0], "int32")
+
+        return Slot((2,), initial, dtype="int32")
 
     def get_config(self):
         initializer = self.initializer

@@ -6,8 +6,9 @@ import math
 import keras
 from keras import ops
 
+from keras_fa import _keras
 from keras_fa.registry import register
-from keras_fa.rules.base import PACKAGE, FeedbackRule
+from keras_fa.rules.base import PACKAGE, DrawnRule, FeedbackRule, Slot
 
 
 @register("rule", "sign_fa")
@@ -55,8 +56,7 @@ class SignFeedbackAlignment(FeedbackRule):
             scale = math.sqrt(2 / (math.prod(area) * (channels_in + channels_out)))
         # Not ops.cast, which takes a Python number through float32.
         scale = ops.convert_to_tensor(scale, dtype=kernel.dtype)
-        # ops.sign would give 0 at 0.
-        return ops.where(kernel > 0, scale, -scale)
+        return _signed(kernel, scale)
 
     def potential(self, kernel):
         # s |W[j]|_1, whose derivative is s sign(W[j]): theorem 5.2 of the paper.
@@ -68,3 +68,64 @@ class SignFeedbackAlignment(FeedbackRule):
 
     def get_config(self):
         return {"scale": self.scale}
+
+
+@register("rule", "frsf")
+@keras.saving.register_keras_serializable(PACKAGE)
+class FixedRandomSign(DrawnRule):
+    """Fixed random-magnitude sign-concordant feedback (frSF): `B = M sign(W)`.
+
+    The magnitudes M are drawn once, `|a draw as W|`, and stay fixed; the signs are
+    those of the current W, `sign(0) = -1` as in sign-FA. Source: Liao et al. (2016), "fRSF";
+    biotorch takes the magnitudes so. It conserves `sum M |W[j]|` for a consumer.
+    Arguments and errors are those of `DrawnRule`: `initializer` and `seed`.
+    """
+
+    label, color = "frSF", "#cc79a7"
+
+    def slots(self, kernel_shape):
+        return {"magnitude": Slot(tuple(kernel_shape), self._magnitude)}
+
+    def _magnitude(self, kernel, kernel_initializer):
+        return ops.abs(self._draw(kernel, kernel_initializer))
+
+    def backward_kernel(self, kernel, magnitude):
+        return _signed(kernel, magnitude)
+
+    def potential(self, kernel, magnitude):
+        return kernel, _signed(kernel, magnitude)
+
+
+@register("rule", "brsf")
+@keras.saving.register_keras_serializable(PACKAGE)
+class BatchRandomSign(FixedRandomSign):
+    """Batch-wise random-magnitude sign-concordant feedback (brSF): `B = M sign(W)`.
+
+    As frSF, but M is drawn anew in each training pass, from a counter that is seeded
+    and saved with the layer, so that a resumed run draws what the undisturbed one
+    would, and all replicas the same. Source: Liao et al. (2016), "brSF". As M moves by
+    itself nothing is conserved; the ledger books each redraw under `flips`. Arguments
+    and errors are those of `DrawnRule`: `initializer` and `seed`.
+    """
+
+    label, color = "brSF", "#56b4e9"
+
+    def slots(self, kernel_shape):
+        return {**super().slots(kernel_shape), "noise": self._noise()}
+
+    def advance(self, kernel, bias, initializer, magnitude, noise):
+        draw = _keras.drawn(
+            initializer if self.initializer is None else self.initializer,
+            noise,
+            tuple(magnitude.shape),
+            keras.backend.standardize_dtype(magnitude.dtype),
+        )
+        return {"magnitude": ops.abs(draw), "noise": noise + ops.array([0, 1], "int32")}
+
+    def backward_kernel(self, kernel, magnitude, noise):
+        return _signed(kernel, magnitude)
+
+
+def _signed(kernel, magnitude):
+    # ops.sign would give 0 at 0.
+    return ops.where(kernel > 0, magnitude, -magnitude)

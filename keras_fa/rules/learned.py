@@ -1,0 +1,206 @@
+"""Rules that learn their feedback, beside the weights or from noise."""
+
+import math
+import numbers
+
+import keras
+from keras import ops
+
+from keras_fa import _keras
+from keras_fa.registry import register
+from keras_fa.rules.base import PACKAGE, DrawnRule, Slot
+
+
+@register("rule", "kolen_pollack")
+@keras.saving.register_keras_serializable(PACKAGE)
+class KolenPollack(DrawnRule):
+    """Kolen-Pollack feedback: B is trained on the gradient of W, `dB = dW`.
+
+    B gets the same gradient, optimizer, schedule, decay, penalty and constraint as W,
+    so their difference only shrinks: as `prod(1 - lr * weight_decay)` under decoupled
+    decay, while B = W without decay keeps the difference it started with. Source:
+    Akrout et al. (2019), after Kolen and Pollack (1994). A consumer conserves
+    `1/2 |B[j]|^2`. Arguments and errors are those of `DrawnRule`.
+    """
+
+    label, color = "KP", "#e69f00"
+
+    def slots(self, kernel_shape):
+        return {"feedback": Slot(tuple(kernel_shape), self._draw, learned=True)}
+
+    def backward_kernel(self, kernel, feedback):
+        return feedback
+
+    def potential(self, kernel, feedback):
+        return feedback, None
+
+
+@register("rule", "pfa")
+@keras.saving.register_keras_serializable(PACKAGE)
+class ProductFeedback(DrawnRule):
+    """Product feedback (PFA): `B = R P` with R learned on `dR = dW P^T` and P fixed.
+
+    R goes from the inputs to an expansion `expansion` times as wide as the outputs, P
+    from there to the outputs, so no pathway back holds the weights themselves. For a
+    convolution, inputs are the kernel's area times its input channels. As the expansion
+    grows `P^T P` tends to a multiple of the identity, and the rule to Kolen-Pollack's.
+    Source: Li et al. (2024), arXiv 2405.20594, with the gain of the authors' code. A
+    consumer conserves `1/2 |R[j]|^2`.
+
+    Args:
+        expansion: k, how many times wider than the outputs; an integer of at least 1.
+        initializer: What draws R and P, which authors draw as Glorot did.
+        seed: As in `DrawnRule`.
+
+    Raises:
+        ValueError: If the expansion is no positive integer, and as in `DrawnRule`.
+    """
+
+    label, color = "PFA", "#8c564b"
+
+    def __init__(self, expansion=10, initializer="glorot_uniform", seed=None):
+        super().__init__(initializer, seed)
+        if isinstance(expansion, bool) or not (
+            isinstance(expansion, numbers.Integral) and expansion >= 1
+        ):
+            raise ValueError(
+                "The expansion of ProductFeedback must be an integer of at least 1. "
+                f"Received: expansion={expansion!r}."
+            )
+        self.expansion = int(expansion)
+
+    def slots(self, kernel_shape):
+        *inputs, outputs = kernel_shape
+        middle = self.expansion * outputs
+        gain = math.sqrt((1 + 1 / self.expansion) / 2)
+
+        def draw_r(kernel, kernel_initializer):
+            return self._draw(kernel, kernel_initializer, (*inputs, middle))
+
+        def draw_p(kernel, kernel_initializer):
+            shape = (middle, outputs)
+            return gain * self._draw(kernel, kernel_initializer, shape, stream=1)
+
+        return {
+            "R": Slot((*inputs, middle), draw_r, learned=True),
+            "P": Slot((middle, outputs), draw_p),
+        }
+
+    def backward_kernel(self, kernel, R, P):
+        return ops.matmul(R, P)
+
+    def potential(self, kernel, R, P):
+        return R, None
+
+    def get_config(self):
+        return {"expansion": self.expansion, **super().get_config()}
+
+
+@register("rule", "weight_mirror")
+@keras.saving.register_keras_serializable(PACKAGE)
+class WeightMirror(DrawnRule):
+    """Weight mirror: B learns W from what noise makes of the layer's outputs.
+
+    In each training pass a batch of noise xi goes through the layer, and
+
+        B <- (1 - decay) B + rate xi^T phi(xi W + b)
+
+    whose mean is a multiple of W, as the entries of xi are independent with mean 0. For
+    a convolution xi is a patch of the kernel's size. Source: Akrout et al. (2019),
+    section 3, with the numbers of the authors' code; the norm of B grows without bound
+    where nothing decays. No quantity is known that the rule conserves.
+
+    Args:
+        rate: Learning rate of the mirror, positive.
+        noise: Half width of the uniform noise, positive.
+        batch: How many rows of noise a pass has.
+        decay: Share of B that each pass takes away, in [0, 1).
+        warmup: Passes that are made when the layer is built, without its bias.
+        activation: phi, a Keras activation by name; "linear" for none.
+        initializer: As in `DrawnRule`.
+        seed: As in `DrawnRule`; of the noise as well.
+
+    Raises:
+        ValueError: If a number is out of its range, and as in `DrawnRule`.
+    """
+
+    label, color = "WM", "#6a3d9a"
+
+    def __init__(
+        self,
+        rate=0.01,
+        noise=0.05,
+        batch=128,
+        decay=0.0,
+        warmup=0,
+        activation="sigmoid",
+        initializer=None,
+        seed=None,
+    ):
+        super().__init__(initializer, seed)
+        for name, value, fits in (
+            ("rate", rate, 0 < rate < math.inf),
+            ("noise", noise, 0 < noise < math.inf),
+            ("batch", batch, isinstance(batch, int) and batch >= 1),
+            ("decay", decay, 0 <= decay < 1),
+            ("warmup", warmup, isinstance(warmup, int) and warmup >= 0),
+        ):
+            if not fits:
+                raise ValueError(
+                    f"The {name} of WeightMirror is out of its range: see its "
+                    f"documentation. Received: {name}={value!r}."
+                )
+        self.rate, self.noise, self.batch = rate, noise, batch
+        self.decay, self.warmup = decay, warmup
+        self.activation = keras.activations.get(activation)
+
+    def slots(self, kernel_shape):
+        return {
+            "feedback": Slot(tuple(kernel_shape), self._warm),
+            "noise": self._noise(),
+        }
+
+    def _warm(self, kernel, kernel_initializer):
+        feedback = self._draw(kernel, kernel_initializer)
+        seed = self._seed(kernel_initializer, stream=2) or 0
+        kernel = ops.convert_to_tensor(kernel)
+        for count in range(self.warmup):
+            noise = ops.array([seed, count], "int32")
+            feedback = self._mirror(kernel, None, feedback, noise)
+        return feedback
+
+    def advance(self, kernel, bias, initializer, feedback, noise):
+        return {
+            "feedback": self._mirror(kernel, bias, feedback, noise),
+            "noise": noise + ops.array([0, 1], "int32"),
+        }
+
+    def _mirror(self, kernel, bias, feedback, noise):
+        flat = ops.reshape(kernel, (-1, kernel.shape[-1]))
+        dtype = keras.backend.standardize_dtype(kernel.dtype)
+        xi = _keras.drawn(
+            keras.initializers.RandomUniform(-self.noise, self.noise, seed=0),
+            noise,
+            (self.batch, flat.shape[0]),
+            dtype,
+        )
+        outputs = ops.matmul(xi, flat)
+        if bias is not None:
+            outputs = outputs + ops.cast(bias, dtype)
+        seen = ops.matmul(ops.transpose(xi), self.activation(outputs))
+        seen = ops.cast(ops.reshape(seen, kernel.shape), feedback.dtype)
+        return (1 - self.decay) * feedback + self.rate * seen
+
+    def backward_kernel(self, kernel, feedback, noise):
+        return feedback
+
+    def get_config(self):
+        return {
+            "rate": self.rate,
+            "noise": self.noise,
+            "batch": self.batch,
+            "decay": self.decay,
+            "warmup": self.warmup,
+            "activation": keras.activations.serialize(self.activation),
+            **super().get_config(),
+        }
