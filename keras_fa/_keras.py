@@ -151,6 +151,15 @@ def hide_from_progress_line(model, keys):
     history.hidden.update(keys)
 
 
+def replicas():
+    """How many replicas share the batch: e is that of the mean over all of them."""
+    if keras.backend.backend() != "tensorflow":
+        return 1
+    import tensorflow as tf
+
+    return tf.distribute.get_strategy().num_replicas_in_sync
+
+
 def causal_padding(layer):
     """What a causal Conv1D pads its input with, as `keras.ops.pad` takes it."""
     return layer._compute_causal_padding()

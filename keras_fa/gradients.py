@@ -86,3 +86,40 @@ def linear(op, inputs, kernel, backward_kernel, learned=False):
     if backward_kernel is None:
         return output
     return _fan_out(output, op(inputs, ops.stop_gradient(backward_kernel)))
+
+
+def direct(output, readouts, signal):
+    """Returns an output; backward, hands its error to readouts of hidden layers too.
+
+    Source: Nokland (2016). What a readout `h B` gets becomes the hidden error
+    `signal(e) B^T`.
+
+    Args:
+        output: Tensor (batch, outputs).
+        readouts: List of tensors of the same shape.
+        signal: "error", "sign" or "target": see
+            `keras_fa.rules.DirectFeedbackAlignment`.
+
+    Returns:
+        `output`.
+    """
+
+    @_keras.custom_gradient
+    def fan_out(output, *readouts):
+        def backward(*args, upstream=None):
+            error = _first_order(args[0] if upstream is None else upstream)
+            return error, *[_signal(error, signal)] * len(readouts)
+
+        return output, backward
+
+    return fan_out(output, *readouts)
+
+
+def _signal(error, signal):
+    if signal == "error":
+        return error
+    # The axis of the examples, counted from the end: a vectorised map adds one.
+    examples = ops.shape(error)[-2] * _keras.replicas()
+    signs = {"sign": ops.sign, "target": lambda e: ops.cast(e < 0, e.dtype)}
+    values = signs[signal](error)
+    return values / ops.cast(examples, error.dtype)

@@ -49,14 +49,20 @@ def alignment_terms(model):
 
     Returns:
         `{layer name: Alignment}`, W on the true side, computed in float64. Nested
-        layers included, in the order of the model.
+        layers included, in the order of the model; layers that send nothing back,
+        under direct feedback, are left out.
 
     Raises:
         ValueError: If the model has no feedback layers, or two of one name.
     """
-    return {
-        name: _alignment(layer.kernel, layer.backward_kernel())
+    pairs = {
+        name: (layer.kernel, layer.backward_kernel())
         for name, layer in named_feedback_layers(model).items()
+    }
+    return {
+        name: _alignment(kernel, backward)
+        for name, (kernel, backward) in pairs.items()
+        if backward is not None
     }
 
 

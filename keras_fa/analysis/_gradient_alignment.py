@@ -294,7 +294,9 @@ def error_alignment(model, x, y, loss=None, per_example=False):
 @contextlib.contextmanager
 def _backpropagation(model):
     """Backpropagation in place of every layer's own rule, while a pass is traced."""
-    own = {layer: layer._rule for layer in feedback_layers(model)}
+    # A DirectFeedback, which is no feedback layer, has a rule too.
+    layers = [x for x in _keras.layers_of(model) if hasattr(x, "_rule")]
+    own = {layer: layer._rule for layer in layers}
     try:
         for layer in own:
             layer._rule = rules.Backprop()

@@ -15,9 +15,11 @@ from keras_fa.layers._base import (
 )
 from keras_fa.layers.conv import FeedbackConv1D, FeedbackConv2D, FeedbackConv3D
 from keras_fa.layers.dense import FeedbackDense
+from keras_fa.layers.direct import DirectFeedback
 
 __all__ = [
     "COUNTERPARTS",
+    "DirectFeedback",
     "FeedbackConv1D",
     "FeedbackConv2D",
     "FeedbackConv3D",

@@ -141,6 +141,10 @@ class FeedbackMixin:
         """`{name: variable}` of what the rule stores with a kernel."""
         return dict(self._stored[index])
 
+    def feedback_variables(self):
+        """All that the rule stores, a list of variables."""
+        return [v for stored in self._stored for v in stored.values()]
+
     def backward_kernel(self, index=0):
         """What the backward pass uses in place of W now.
 
@@ -149,7 +153,7 @@ class FeedbackMixin:
 
         Returns:
             A tensor or variable of the kernel's shape; the kernel itself under
-            backpropagation.
+            backpropagation, None where the layer sends nothing back.
         """
         kernel = getattr(self, self.maps[index].kernel)
         return self._rule_of(index).backward_kernel(kernel, **self._stored[index])
@@ -291,9 +295,9 @@ def feedback_variables(model):
     """What the rules of a model's layers store, as a list of variables."""
     return [
         variable
-        for layer in feedback_layers(model)
-        for index in range(len(layer.maps))
-        for variable in layer.stored(index).values()
+        for layer in _keras.layers_of(model)
+        if hasattr(layer, "feedback_variables")
+        for variable in layer.feedback_variables()
     ]
 
 

@@ -1,6 +1,6 @@
 """The networks of the papers, and another rule for a model."""
 
-from keras_fa.models.conversion import with_rule
+from keras_fa.models.conversion import direct, with_rule
 from keras_fa.models.networks import lenet, mlp, resnet18
 
-__all__ = ["lenet", "mlp", "resnet18", "with_rule"]
+__all__ = ["direct", "lenet", "mlp", "resnet18", "with_rule"]

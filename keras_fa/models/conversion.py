@@ -4,6 +4,7 @@ import keras
 
 from keras_fa import rules
 from keras_fa.layers import feedback_layers, feedback_variables
+from keras_fa.models.wiring import unwire, wire
 
 
 def with_rule(model, rule):
@@ -32,6 +33,7 @@ def with_rule(model, rule):
             "keras_fa.layers, such as keras_fa.models.mlp returns."
         )
     rule = rules.get(rule)
+    model = unwire(model)
 
     def clone(layer):
         config = _with_wrapped_rule(layer.get_config(), rule)
@@ -52,7 +54,43 @@ def with_rule(model, rule):
         new_variable.assign(old_variable)
     for layer in feedback_layers(new):
         layer.reset_feedback()
-    return new
+    # A clone has the default policy.
+    new.dtype_policy = model.dtype_policy
+    return wire(new)
+
+
+def direct(model, kind="full", signal="error", learned=False, **arguments):
+    """The same architecture and weights under direct feedback.
+
+    Each feedback layer sends nothing back; its input, unless nothing below it trains,
+    gets the output's error through a matrix of its own. Source: Nokland (2016).
+
+    Args:
+        model: A built Sequential or functional model with feedback layers and one
+            output of shape (batch, outputs). The softmax belongs to the loss.
+        kind: "full", "shared", "low_rank" or "sparse".
+        signal: "error", "sign" or "target".
+        learned: Whether B_l learns, by `h_l^T e`: `keras_fa.rules.DirectKolenPollack`.
+        **arguments: Further ones of `keras_fa.rules.DirectFeedbackAlignment`: `rank`,
+            `nonzeros`, `ghost`, `initializer`, `seed`.
+
+    Returns:
+        A functional model whose last layer is a `keras_fa.layers.DirectFeedback`. Its
+        predictions are the model's, to the bit.
+
+    Raises:
+        ValueError: If an argument is wrong or the model cannot have direct feedback:
+            the message says why.
+
+    Example:
+        >>> model = keras_fa.direct(keras_fa.models.mlp((4,), (8, 8), 3), seed=0)
+        >>> [tuple(b.shape) for b in model.layers[-1].weights]
+        [(8, 3), (8, 3)]
+    """
+    rule = rules.DirectFeedbackAlignment
+    if learned:
+        rule = rules.DirectKolenPollack
+    return with_rule(model, rule(kind=kind, signal=signal, **arguments))
 
 
 def _with_wrapped_rule(config, rule):

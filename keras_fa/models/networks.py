@@ -7,6 +7,7 @@ from keras import layers
 
 from keras_fa import rules
 from keras_fa.layers import FeedbackConv2D, FeedbackDense
+from keras_fa.models.wiring import wire
 
 
 def mlp(
@@ -83,7 +84,7 @@ def mlp(
                 f"Received: {output_scale!r}."
             )
         model.add(_Scale(output_scale, dtype=dtype, name="output_scale"))
-    return _under_policy(model, dtype)
+    return _finished(model, dtype)
 
 
 @keras.saving.register_keras_serializable(rules.PACKAGE)
@@ -164,7 +165,7 @@ def lenet(
         ],
         name=name,
     )
-    return _under_policy(model, dtype)
+    return _finished(model, dtype)
 
 
 def resnet18(
@@ -237,7 +238,7 @@ def resnet18(
             x = relu(x, f"{prefix}_relu2")
     x = layers.GlobalAveragePooling2D(dtype=dtype, name="avgpool")(x)
     model = keras.Model(inputs, dense(num_classes, name="fc")(x), name=name)
-    return _under_policy(model, dtype)
+    return _finished(model, dtype)
 
 
 def _input(shape, dtype):
@@ -247,11 +248,12 @@ def _input(shape, dtype):
     return keras.Input(tuple(shape), dtype=dtype)
 
 
-def _under_policy(model, dtype):
-    """The model with its layers' policy, from which `compile` knows to scale losses."""
+def _finished(model, dtype):
+    """The model with its layers' policy, and under a direct rule what that needs."""
+    # From the policy `compile` knows whether to scale losses.
     if dtype is not None:
         model.dtype_policy = keras.dtype_policies.get(dtype)
-    return model
+    return wire(model)
 
 
 def _factory(layer_class, rule, use_bias, kernel_initializer, bias_initializer, dtype):

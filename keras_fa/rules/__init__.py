@@ -3,7 +3,19 @@
 import keras
 
 from keras_fa import registry
-from keras_fa.rules.base import PACKAGE, DrawnRule, FeedbackRule, Slot, label_of
+from keras_fa.rules.base import (
+    PACKAGE,
+    DrawnRule,
+    FeedbackRule,
+    Slot,
+    carries_errors,
+    label_of,
+)
+from keras_fa.rules.direct import (
+    DirectFeedbackAlignment,
+    DirectKolenPollack,
+    DirectRandomTargetProjection,
+)
 from keras_fa.rules.fixed import (
     AdaptiveFeedbackAlignment,
     Backprop,
@@ -22,6 +34,9 @@ __all__ = [
     "AdaptiveFeedbackAlignment",
     "Backprop",
     "BatchRandomSign",
+    "DirectFeedbackAlignment",
+    "DirectKolenPollack",
+    "DirectRandomTargetProjection",
     "DrawnRule",
     "FeedbackAlignment",
     "FeedbackRule",
@@ -31,6 +46,7 @@ __all__ = [
     "SignFeedbackAlignment",
     "Slot",
     "WeightMirror",
+    "carries_errors",
     "deserialize",
     "get",
     "label_of",

@@ -76,8 +76,8 @@ class FixedRandomSign(DrawnRule):
     """Fixed random-magnitude sign-concordant feedback (frSF): `B = M sign(W)`.
 
     The magnitudes M are drawn once, `|a draw as W|`, and stay fixed; the signs are
-    those of the current W, `sign(0) = -1` as in sign-FA. Source: Liao et al. (2016), "fRSF";
-    biotorch takes the magnitudes so. It conserves `sum M |W[j]|` for a consumer.
+    those of the current W, `sign(0) = -1` as in sign-FA. Source: Liao et al. (2016),
+    "fRSF"; biotorch takes the magnitudes so. A consumer conserves `sum M |W[j]|`.
     Arguments and errors are those of `DrawnRule`: `initializer` and `seed`.
     """
 
