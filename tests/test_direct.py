@@ -208,7 +208,7 @@ def test_training_follows_the_same_numbers_compiled(kind):
 def test_unwired_layers_are_refused():
     with pytest.raises(ValueError, match=r"nothing brings.*keras_fa.direct"):
         FeedbackDense(3, rule="dfa")(np.ones((2, 3)))
-    with pytest.raises(ValueError, match="keras_fa.direct"):
+    with pytest.raises(ValueError, match=r"keras_fa\.direct"):
         keras.Sequential([keras.Input((3,)), FeedbackDense(3, rule="dfa")])(
             np.ones((2, 3))
         )

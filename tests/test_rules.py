@@ -8,7 +8,7 @@ import tensorflow as tf
 from keras import initializers
 
 from keras_fa import models, registry, rules
-from keras_fa.layers import FeedbackConv2D, FeedbackDense
+from keras_fa.layers import FeedbackConv2D, FeedbackDense, feedback_layers
 from keras_fa.rules import (
     AdaptiveFeedbackAlignment,
     Backprop,
@@ -21,7 +21,22 @@ CLASSES = {
     "fa": FeedbackAlignment,
     "ada_fa": AdaptiveFeedbackAlignment,
     "sign_fa": SignFeedbackAlignment,
+    "frsf": rules.FixedRandomSign,
+    "brsf": rules.BatchRandomSign,
+    "kolen_pollack": rules.KolenPollack,
+    "pfa": rules.ProductFeedback,
+    "weight_mirror": rules.WeightMirror,
+    "dfa": rules.DirectFeedbackAlignment,
+    "drtp": rules.DirectRandomTargetProjection,
+    "dkp": rules.DirectKolenPollack,
 }
+
+
+_DIRECT = (
+    rules.DirectFeedbackAlignment,
+    rules.DirectRandomTargetProjection,
+    rules.DirectKolenPollack,
+)
 
 
 def _dense(rule, units=4, inputs=5, **kwargs):
@@ -55,8 +70,10 @@ class DoubledFeedback(FeedbackAlignment):
 
 
 def test_every_rule_is_a_row_of_the_tables():
-    assert tuple(CLASSES) == rules.NAMES
-    assert set(rules.NAMES) == set(helpers.RULES)
+    assert set(CLASSES) == set(rules.NAMES)
+    direct = {name for name, rule in CLASSES.items() if rule in _DIRECT}
+    # Those of direct feedback, which have no B of a layer's own, are in test_direct.
+    assert set(rules.NAMES) - direct == set(helpers.RULES)
 
 
 @pytest.mark.parametrize("name", CLASSES)
@@ -151,9 +168,9 @@ def test_a_base_rule_stores_nothing_and_promises_nothing():
 
 
 def test_labels_and_colours_are_the_rules_own():
-    labels = [rules.label_of(rules.get(name)) for name in rules.NAMES]
-    assert labels == ["BP", "FA", "adaFA", "sign-FA"]
-    assert len({rules.get(name).color for name in rules.NAMES}) == 4
+    labels = [rules.label_of(rules.get(name)) for name in CLASSES]
+    assert labels[:6] == ["BP", "FA", "adaFA", "sign-FA", "frSF", "brSF"]
+    assert len(set(labels)) == len({rules.get(name).color for name in CLASSES}) == 12
     # Another rule, which neither looks nor is called like its base.
     assert rules.label_of(DoubledFeedback()) == "DoubledFeedback"
     assert DoubledFeedback.color is None
@@ -380,7 +397,7 @@ def test_a_network_has_the_same_weights_under_every_rule(network):
             model = models.mlp((5,), (4, 4), 3, rule=rule)
         else:
             model = models.lenet((18, 18, 1), 3, rule=rule)
-        return [layer.kernel.numpy() for layer in model.layers if layer.weights]
+        return [layer.kernel.numpy() for layer in feedback_layers(model)]
 
     expected = kernels("backprop")
     for rule in (

@@ -103,7 +103,8 @@ class BatchRandomSign(FixedRandomSign):
 
     As frSF, but M is drawn anew in each training pass, from a counter that is seeded
     and saved with the layer, so that a resumed run draws what the undisturbed one
-    would, and all replicas the same. Source: Liao et al. (2016), "brSF". As M moves by
+    would, and all replicas the same; for one seed XLA draws other numbers than
+    TensorFlow's own kernels. Source: Liao et al. (2016), "brSF". As M moves by
     itself nothing is conserved; the ledger books each redraw under `flips`. Arguments
     and errors are those of `DrawnRule`: `initializer` and `seed`.
     """
