@@ -768,7 +768,7 @@ _ERRORS = [
     ("separable", {"gama": 1.0}, TypeError, "Did you mean 'gamma'"),
     ("separable", {"d_out": 1}, TypeError, "no option 'd_out'"),
     ("separable", {"seed_": 1}, TypeError, "no option 'seed_'"),
-    ("separable", {"n": 0}, ValueError, "n must be a positive integer; got 0"),
+    ("separable", {"n": 0}, ValueError, "n must be a positive integer. Received: 0"),
     ("separable", {"gamma": 0.0}, ValueError, "gamma must be positive"),
     ("separable", {"d_in": 1}, ValueError, "d_in of at least 2"),
     ("separable", {"standardize": "scalar"}, ValueError, "inner products"),
@@ -785,11 +785,11 @@ _ERRORS = [
         ValueError,
         "3 of the 10",
     ),
-    ("digits", {"classes": [1, 10]}, ValueError, "0 to 9; got \\[1, 10\\]"),
+    ("digits", {"classes": [1, 10]}, ValueError, "0 to 9. Received: \\[1, 10\\]"),
     ("digits", {"classes": [1, 1]}, ValueError, "different class ids"),
     ("digits", {"exclude_classes": [-1]}, ValueError, "exclude_classes"),
     ("digits", {"classes": [1, 2], "num_classes": 2}, ValueError, "itself"),
-    ("digits", {"label_noise": 1.2}, ValueError, "from 0 to 1; got 1.2"),
+    ("digits", {"label_noise": 1.2}, ValueError, "from 0 to 1. Received: 1.2"),
     ("digits", {"label_noise": float("nan")}, ValueError, "from 0 to 1"),
     ("digits", {"noise_over": "some"}, ValueError, "noise_over"),
     ("digits", {"standardize": "pixel"}, ValueError, "standardize must be one of"),
@@ -797,7 +797,7 @@ _ERRORS = [
     ("digits", {"train_size": 0}, ValueError, "train_size=0"),
     ("digits", {"batch_size": 1438}, ValueError, "1,438 is more than the 1,437"),
     ("digits", {"batch_size": 0}, ValueError, "positive integer"),
-    ("digits", {"batch_size": "half"}, ValueError, "got 'half'"),
+    ("digits", {"batch_size": "half"}, ValueError, "Received: 'half'"),
     ("digits", {"dtype": "float16"}, ValueError, "float32"),
     ("digits", {"seed": -1}, ValueError, "seed must be"),
     ("digits", {"class_seed": 0.5}, ValueError, "class_seed must be"),
@@ -812,9 +812,9 @@ def test_errors_say_what_was_expected():
 
 def test_errors_of_a_loaded_set():
     data = datasets.load("linear_teacher", batch_size=None)
-    with pytest.raises(ValueError, match="'train' or 'test'; got 'validation'"):
+    with pytest.raises(ValueError, match=r"'train' or 'test'\. Received: 'validation'"):
         data.arrays("validation")
-    with pytest.raises(ValueError, match="counts from 0; got -1"):
+    with pytest.raises(ValueError, match=r"counts from 0\. Received: -1"):
         data.train_from(-1)
 
 

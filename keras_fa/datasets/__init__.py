@@ -204,14 +204,18 @@ def _check(
         if option in ("n", "n_test", "d_in", "d_out", "width") and not (
             isinstance(value, numbers.Integral) and value > 0
         ):
-            raise ValueError(f"{option} must be a positive integer; got {value!r}.")
+            raise ValueError(
+                f"{option} must be a positive integer. Received: {value!r}."
+            )
     if dtype not in ("float32", "float64"):
-        raise ValueError(f"dtype must be 'float32' or 'float64'; got {dtype!r}.")
+        raise ValueError(f"dtype must be 'float32' or 'float64'. Received: {dtype!r}.")
     for option, value in (("seed", seed), ("class_seed", class_seed)):
         if value is not None and not (
             isinstance(value, numbers.Integral) and value >= 0
         ):
-            raise ValueError(f"{option} must be an integer from 0; got {value!r}.")
+            raise ValueError(
+                f"{option} must be an integer from 0. Received: {value!r}."
+            )
 
 
 def _batch_size(batch_size: int | str | None, num_train: int) -> int:
@@ -221,7 +225,7 @@ def _batch_size(batch_size: int | str | None, num_train: int) -> int:
         return min(_AUTO_BATCH_SIZE, num_train)
     if not isinstance(batch_size, numbers.Integral) or batch_size < 1:
         raise ValueError(
-            "batch_size must be a positive integer, None, 'full' or 'auto'; got "
+            "batch_size must be a positive integer, None, 'full' or 'auto'. Received: "
             f"{batch_size!r}."
         )
     if batch_size > num_train:

@@ -114,7 +114,7 @@ class Dataset:
             ValueError: If `epoch` is negative.
         """
         if epoch < 0:
-            raise ValueError(f"epoch counts from 0; got {epoch}.")
+            raise ValueError(f"epoch counts from 0. Received: {epoch}.")
         if self._is_full_batch:
             stream = self._whole("train").repeat()
         else:
@@ -148,7 +148,7 @@ class Dataset:
             ValueError: If `split` is neither.
         """
         if split not in self._splits:
-            raise ValueError(f"split must be 'train' or 'test'; got {split!r}.")
+            raise ValueError(f"split must be 'train' or 'test'. Received: {split!r}.")
         x, y = self._splits[split]
         x = x.astype(self._dtype)
         shift, gain = self._affine

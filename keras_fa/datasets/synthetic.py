@@ -149,7 +149,8 @@ def network_teacher(
     """
     if activation not in _ACTIVATIONS:
         raise ValueError(
-            f"activation must be one of {tuple(_ACTIVATIONS)}; got {activation!r}."
+            f"activation must be one of {tuple(_ACTIVATIONS)}. "
+            f"Received: {activation!r}."
         )
     psi = _ACTIVATIONS[activation]
     problem, *draws = _generators(seed)
@@ -195,7 +196,7 @@ def separable(
     """
     _check_positive(gamma=gamma, spread=spread)
     if d_in < 2:
-        raise ValueError(f"separable needs d_in of at least 2; got {d_in}.")
+        raise ValueError(f"separable needs d_in of at least 2. Received: {d_in}.")
     problem, *draws = _generators(seed)
     common = problem.standard_normal(d_in)
     common /= np.linalg.norm(common)
@@ -248,7 +249,7 @@ def nearly_orthogonal(
     total = n + n_test
     if d_in < total:
         raise ValueError(
-            f"nearly_orthogonal needs d_in of at least n + n_test = {total}; got "
+            f"nearly_orthogonal needs d_in of at least n + n_test = {total}. Received: "
             f"{d_in}."
         )
     problem, *draws = _generators(seed)
@@ -273,7 +274,7 @@ def _signs(rng: np.random.Generator, size: int) -> np.ndarray:
 def _check_positive(**values: float) -> None:
     for name, value in values.items():
         if not value > 0:
-            raise ValueError(f"{name} must be positive; got {value}.")
+            raise ValueError(f"{name} must be positive. Received: {value}.")
 
 
 PROBLEMS: dict[str, Callable[..., RawData]] = {

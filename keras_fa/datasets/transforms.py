@@ -136,7 +136,9 @@ def choose_classes(
         order = np.random.default_rng(stream(seed, "classes")).permutation(available)
         chosen = np.sort(order[np.isin(order, pool)][:count])
     if len(chosen) < 2:
-        raise ValueError(f"A classification set needs 2 classes; got {len(chosen)}.")
+        raise ValueError(
+            f"A classification set needs 2 classes. Received: {len(chosen)}."
+        )
     return chosen
 
 
@@ -144,8 +146,8 @@ def _check_ids(option: str, ids: Iterable[int], available: int) -> np.ndarray:
     given = list(ids)
     if not set(given) <= set(range(available)) or len(set(given)) != len(given):
         raise ValueError(
-            f"{option} must hold different class ids from 0 to {available - 1}; got "
-            f"{given}."
+            f"{option} must hold different class ids from 0 to {available - 1}. "
+            f"Received: {given}."
         )
     return np.sort(np.array(given, np.int64))
 
@@ -171,9 +173,11 @@ def with_label_noise(
         ValueError: If `rate` or `over` is none of these.
     """
     if not 0 <= rate <= 1:
-        raise ValueError(f"label_noise must be a share from 0 to 1; got {rate}.")
+        raise ValueError(f"label_noise must be a share from 0 to 1. Received: {rate}.")
     if over not in NOISE_TARGETS:
-        raise ValueError(f"noise_over must be one of {NOISE_TARGETS}; got {over!r}.")
+        raise ValueError(
+            f"noise_over must be one of {NOISE_TARGETS}. Received: {over!r}."
+        )
     n = len(labels)
     order = np.random.default_rng(stream(seed, "noise_examples")).permutation(n)
     noisy = np.zeros(n, bool)
@@ -208,7 +212,7 @@ def moments(
     """
     if standardize not in STANDARDIZATIONS:
         raise ValueError(
-            f"standardize must be one of {STANDARDIZATIONS}; got {standardize!r}."
+            f"standardize must be one of {STANDARDIZATIONS}. Received: {standardize!r}."
         )
     if standardize == "none":
         return np.zeros(()), np.ones(())
