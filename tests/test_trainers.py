@@ -111,8 +111,18 @@ def test_a_mistake_is_a_line_and_verbosity_tells_where_it_came_from(tmp_path):
 
 @pytest.mark.processes
 def test_a_run_prints_its_progress_its_table_and_its_figures_alone(tmp_path):
+    # A module of the user's, called as one of the programs is.
+    (tmp_path / "train.py").write_text(
+        "import keras_fa\n\n"
+        "class Halved(keras_fa.rules.FeedbackRule):\n"
+        "    def backward_kernel(self, kernel):\n"
+        "        return kernel / 2\n"
+        "    def potential(self, kernel):\n"
+        "        return kernel, kernel / 4\n"
+    )
+    fields = ["--config.epochs=1", "--config.rule=train:Halved"]
     done = subprocess.run(
-        [*TRAIN, "--config=digits", "--config.epochs=1", "--workdir=~/run"],
+        [*TRAIN, "--config=digits", *fields, "--workdir=~/run"],
         cwd=tmp_path,
         env={**os.environ, "HOME": str(tmp_path), "TF_CPP_MIN_LOG_LEVEL": "3"},
         capture_output=True,
@@ -123,7 +133,7 @@ def test_a_run_prints_its_progress_its_table_and_its_figures_alone(tmp_path):
     progress, *table, _ = [
         line for line in done.stdout.splitlines() if not line.startswith("figure: ")
     ]
-    assert re.match(r"fa  .* 1/1 .* loss", progress)
+    assert re.match(r"train:Halved .* 1/1 .* loss", progress)
     assert {line[0] for line in table} <= set("┏┃┡│└")
     assert run_folder.read_summary(tmp_path / "run")["status"] == "finished"
 

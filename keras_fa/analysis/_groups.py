@@ -141,14 +141,15 @@ def conserved_groups(model):
         model: A built Sequential or functional Keras model; nested ones are followed.
 
     Returns:
-        List of `Group`, in the order of the _graph. It describes the model as it is:
+        List of `Group`, in the order of the graph. It describes the model as it is:
         call again after a change of `trainable`.
 
     Raises:
-        ValueError: If the model has no _graph.
+        ValueError: If the model has no graph.
 
     Example:
-        >>> for group in conserved_groups(keras_fa.models.mlp((784,), 60, 10)):
+        >>> model = keras_fa.models.mlp((784,), 60, 10)
+        >>> for group in keras_fa.analysis.conserved_groups(model):
         ...     print(group)
         dense_1 -> dense_2 (60 units)
     """

@@ -88,11 +88,15 @@ class Ledger:
         ValueError: If the model has no graph.
 
     Example:
+        >>> model = keras_fa.models.mlp((4,), 60, 3)
+        >>> model.compile("sgd", "mse")
         >>> ledger = keras_fa.analysis.Ledger(model)
-        >>> for x, y in batches:
-        ...     model.train_on_batch(x, y)
+        >>> for _ in range(3):
+        ...     loss = model.train_on_batch(np.ones((8, 4)), np.ones((8, 3)))
         ...     ledger.step()
-        >>> ledger.report()["dense_1"].remainder
+        >>> remainder = ledger.report()["dense_1"].remainder
+        >>> bool(np.all(np.abs(remainder) < 1e-4))
+        True
     """
 
     def __init__(self, model, groups=None):
