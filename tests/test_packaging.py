@@ -14,6 +14,7 @@ import tomllib
 
 import pytest
 import setuptools
+import yaml
 
 import keras_fa
 from keras_fa.lab import run
@@ -80,6 +81,27 @@ def test_versions_and_requirements_have_one_source():
     for requirement in itertools.chain(PROJECT["dependencies"], *EXTRAS.values()):
         name = re.match(r"[\w-]+", requirement)[0].lower().replace("-", "_")
         assert name in {*pinned, "keras_fa"}, requirement
+
+
+def test_what_hosts_and_readers_are_told_agrees_with_the_metadata():
+    def read(name):
+        return yaml.safe_load((ROOT / name).read_text())
+
+    (job,) = read(".github/workflows/tests.yml")["jobs"].values()
+    versions = job["strategy"]["matrix"]["python"]
+    classifier = "Programming Language :: Python :: "
+    assert [f"{classifier}{v}" for v in versions] == [
+        c for c in PROJECT["classifiers"] if c.startswith(f"{classifier}3.")
+    ]
+    assert PROJECT["requires-python"] == f">={versions[0]},<3.14"
+    assert versions[-1] == "3.13"
+    assert job["steps"][-1]["run"].startswith("make test")
+    citation = read("CITATION.cff")
+    assert citation["version"] == keras_fa.__version__
+    assert citation["license"] == PROJECT["license"]
+    assert citation["authors"] == PROJECT["authors"]
+    (local,) = read(".pre-commit-config.yaml")["repos"]
+    assert all(h["entry"].startswith(".venv/bin/ruff") for h in local["hooks"])
 
 
 def test_a_run_knows_its_versions_without_the_packages_metadata(monkeypatch):
