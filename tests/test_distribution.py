@@ -408,6 +408,7 @@ def test_the_worker_of_one_of_several_machines(arguments, environment):
         (["--hosts=a,b", "--", "true"], "Give --index with --hosts"),
         (["--index=1", "--", "true"], "give both"),
         ([], "Say what to start"),
+        (["--workers=1", "--", "no_such"], "There is no command 'no_such' to start"),
     ],
 )
 def test_the_launcher_says_what_it_needs(arguments, match):

@@ -148,7 +148,7 @@ def test_names_tell_fields_of_the_same_name_apart_and_suit_a_file_system():
         ([{"optimiser.learning_rate": [0.1]}], "no section 'optimiser'.*optimizer"),
         ([{"seed.first": [0]}], "no section 'seed'"),
         ([{"seed.first.bit": [0]}], "no section 'seed'"),
-        ([{"seed": ["zero"]}], "config.seed cannot be 'zero'"),
+        ([{"seed": ["zero"]}], "config.seed takes int. Received: 'zero'"),
         ([{"optimizer": [3]}], "config.optimizer"),
         ([{"epochs": [0]}], "at least 1"),
     ],

@@ -87,8 +87,9 @@ def test_a_mistake_is_a_line_and_verbosity_tells_where_it_came_from(tmp_path):
         (["--config=digits", "digits"], "Unexpected arguments: digits"),
         (["--config=digits", "--wrokdir=x"], "Did you mean: workdir"),
         ([], "--config must have a value"),
+        (["--config=digits", "--workdir="], "no path is given"),
     ]
-    lines = [[*arguments, "--workdir=out"] for arguments, _ in mistakes]
+    lines = [["--workdir=out", *arguments] for arguments, _ in mistakes]
     lines.append(["--config=wrong.py", "--workdir=out", "--verbosity=1"])
     done = subprocess.run(
         [sys.executable, "-c", _COMMANDS],

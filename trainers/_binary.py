@@ -27,6 +27,8 @@ class _Path(flags.ArgumentParser):
     """For a flag whose value is a `pathlib.Path`, ~ the user's home."""
 
     def parse(self, argument):
+        if not argument:
+            raise ValueError("no path is given")
         return pathlib.Path(argument).expanduser()
 
     def flag_type(self):

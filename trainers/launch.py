@@ -12,6 +12,7 @@ machine instead; the same command goes to all machines, by hand or with srun:
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -47,6 +48,8 @@ def main(command):
     """Starts the workers, shows what they say, and ends when all have ended."""
     if not command:
         raise app.UsageError("Say what to start after --: see the example.")
+    if shutil.which(command[0]) is None:
+        raise ValueError(f"There is no command {command[0]!r} to start.")
     if _HOSTS.value:
         hosts = [h if ":" in h else f"{h}:12345" for h in _HOSTS.value]
         environment = _environment(hosts, _index(len(hosts)))

@@ -110,7 +110,8 @@ def _config():
     for name in flags.FLAGS:
         if name.startswith("config."):
             field = name.removeprefix("config.")
-            plans.set_field(config, field, str(flags.FLAGS[name].value))
+            text = str(flags.FLAGS[name].value)
+            plans.set_field(config, field, plans.read_value(config, field, text))
     return config
 
 

@@ -50,7 +50,8 @@ def main():
     workdir = _WORKDIR.value
     role = tuning.read_role()
     given = plans.read_plan("space", _SPACE.value, ("space", "objective"))
-    given["config"].update_from_flattened_dict(given.get("fields", {}))
+    for field, value in given.get("fields", {}).items():
+        plans.set_field(given["config"], field, value)
     search = tuning.Search(
         given["config"],
         given["space"],

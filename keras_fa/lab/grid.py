@@ -9,7 +9,7 @@ import re
 from ml_collections import ConfigDict
 
 from keras_fa.lab import config as configuration
-from keras_fa.lab import run_folder
+from keras_fa.lab import plans, run_folder
 
 FINISHED, DIVERGED, FAILED = "finished", "diverged", "failed"
 
@@ -132,22 +132,8 @@ def _text(value):
 
 def _with(base, settings):
     config = base.copy_and_resolve_references()
-    sections = {key for key in config if isinstance(config[key], ConfigDict)}
     for field, value in settings.items():
-        *path, last = field.split(".")
-        section = config
-        for key in path:
-            if key not in section or not isinstance(section[key], ConfigDict):
-                raise ValueError(
-                    f"Unknown field config.{field}: there is no section {key!r}. "
-                    f"Sections: {', '.join(sorted(sections))}."
-                )
-            section = section[key]
-        try:
-            with section.unlocked():
-                section[last] = value
-        except TypeError as error:
-            raise ValueError(f"config.{field} cannot be {value!r}: {error}") from error
+        plans.set_field(config, field, value)
     configuration.check(config)
     return config
 

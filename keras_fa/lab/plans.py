@@ -65,7 +65,7 @@ def find(kind, name):
             return candidate
     known = names(kind)
     raise ValueError(
-        f"There is no file {path}, and no {kind} of that name."
+        f"There is no file {str(name)!r}, and no {kind} of that name."
         f"{did_you_mean(path.stem, known)} Known: {', '.join(known)}."
     )
 
@@ -137,7 +137,9 @@ def _call(path, function, *arguments):
         if function in functions:
             return functions[function](*arguments)
     except SyntaxError as error:
-        raise ValueError(f"{error.filename}, line {error.lineno}: {error}.") from error
+        raise ValueError(
+            f"{error.filename}, line {error.lineno}: {error.msg}."
+        ) from error
     except Exception as error:
         frames = traceback.extract_tb(error.__traceback__)
         lines = [frame.lineno for frame in frames if frame.filename == str(path)]
@@ -146,60 +148,68 @@ def _call(path, function, *arguments):
     raise ValueError(f"{path} has no function {function}().")
 
 
-def set_field(config, field, text):
-    """Sets a field of a configuration to what a command line says.
+def set_field(config, field, value):
+    """Sets a field of a configuration.
+
+    A field that the configuration does not have is added to its section: whether it may
+    be there is for `keras_fa.config.check` to say.
 
     Args:
         config: `ConfigDict`, which changes.
-        field: Its path, such as "optimizer.learning_rate".
+        field: The field's path, such as "optimizer.learning_rate".
+        value: Its value.
+
+    Raises:
+        ValueError: If there is no such section (with the nearest one), or the value is
+            of another kind than the field's.
+    """
+    section, last = _section(config, field)
+    kind = section.get_type(last) if last in section else type(value)
+    try:
+        if isinstance(value, bool) and kind in (int, float):
+            raise TypeError
+        with section.unlocked():
+            section[last] = value
+    except TypeError:
+        takes = f"takes {kind.__name__}"
+        if isinstance(section[last], ConfigDict):
+            takes = f"is a section: set one of its fields, {', '.join(section[last])}"
+        raise ValueError(f"config.{field} {takes}. Received: {value!r}.") from None
+
+
+def read_value(config, field, text):
+    """The value that a command line gives to a field of a configuration.
+
+    Args:
+        config: `ConfigDict`.
+        field: The field's path.
         text: The value: as it is for a text, else as Python writes it; a switch is
             also "true" or "1". "None" is none.
 
     Raises:
-        ValueError: If there is no such field (with the nearest one), or the value is
-            of another kind.
+        ValueError: If there is no such section.
     """
-    section, last = parent(config, field)
-    kind = section.get_type(last)
-    if isinstance(section[last], ConfigDict):
-        raise ValueError(
-            f"config.{field} is a section: set one of its fields, "
-            f"{', '.join(section[last])}."
-        )
-    value = text
+    section, last = _section(config, field)
+    kind = section.get_type(last) if last in section else None
     if kind is bool and text in _SWITCH:
-        value = _SWITCH[text]
-    elif text == "None" or kind is not str:
+        return _SWITCH[text]
+    if kind is not str or text == "None":
         with contextlib.suppress(ValueError, SyntaxError):
-            value = ast.literal_eval(text)
-    try:
-        section[last] = value
-    except TypeError:
-        raise ValueError(
-            f"config.{field} takes {kind.__name__}. Received: {text}."
-        ) from None
+            return ast.literal_eval(text)
+    return text
 
 
-def parent(config, field):
-    """The section that a field is in, and the field's last word.
-
-    Args:
-        config: `ConfigDict`.
-        field: Its path, such as "optimizer.learning_rate".
-
-    Raises:
-        ValueError: If there is no such field. The message has the nearest one.
-    """
+def _section(config, field):
+    """The section that a field is in, and the field's last word."""
     *path, last = field.split(".")
-    section, prefix = config, "config."
-    for key in (*path, last):
-        if not isinstance(section, ConfigDict) or key not in section:
-            known = list(section) if isinstance(section, ConfigDict) else []
+    section, prefix = config, ""
+    for key in path:
+        sections = [k for k in section if isinstance(section[k], ConfigDict)]
+        if key not in sections:
             raise ValueError(
-                f"Unknown field {prefix}{key}."
-                f"{did_you_mean(key, known, prefix + '{}')} "
-                f"Known: {', '.join(known) or 'none'}."
+                f"Unknown field config.{field}: there is no section {prefix + key!r}."
+                f"{did_you_mean(key, sections, f'config.{prefix}{{}}')} "
+                f"Sections: {', '.join(sections) or 'none'}."
             )
-        parent_section, section = section, section[key]
-        prefix += f"{key}."
-    return parent_section, last
+        section, prefix = section[key], f"{prefix}{key}."
+    return section, last
