@@ -46,7 +46,7 @@ def test_an_unknown_name_lists_the_known_ones(folder):
     write(folder / "configs" / "mine.py", CONFIG)
     with pytest.raises(
         ValueError,
-        match=r"no file 'digts', and no config of that name\. Did you mean \W*digits\W* "
+        match=r"no file .digts., and no config of that name\. Did you mean .digits.\? "
         r"Known: mine, cifar100_lenet, digits",
     ):
         plans.read_config("digts")
