@@ -5,7 +5,7 @@ import importlib
 __version__ = "0.1.0"
 
 from keras_fa import gradients, layers, models, optimizers, registry, rules
-from keras_fa.models import direct
+from keras_fa.models import convert, direct, to_stock
 from keras_fa.registry import register
 
 # Loaded on first use: they bring a library for data, figures or the laboratory.
@@ -26,6 +26,7 @@ _LAZY = (
 )
 
 __all__ = [
+    "convert",
     "direct",
     "gradients",
     "layers",
@@ -34,6 +35,7 @@ __all__ = [
     "register",
     "registry",
     "rules",
+    "to_stock",
     *_LAZY,
 ]
 

@@ -300,3 +300,103 @@ def _keep_in_vectorized_map():
         return [pfor.wrap(output, True) for output in outputs]
 
     pfor._pfor_converter_registry["IdentityN"] = convert
+
+
+def parts_of(layer):
+    """The layers that a layer holds itself, each with the way to it.
+
+    The walk is that of Keras's files of weights, which has no public name.
+
+    Returns:
+        List of `(way, layer)`: the name of an attribute, and within lists and dicts a
+        number, such as "blocks/0".
+    """
+    from keras.src.saving.saving_lib import _walk_saveable
+
+    found = []
+
+    def visit(way, thing):
+        if isinstance(thing, keras.Layer):
+            found.append((way, thing))
+        elif isinstance(thing, (list, tuple, dict)):
+            items = thing.values() if isinstance(thing, dict) else thing
+            for number, item in enumerate(items):
+                visit(f"{way}/{number}", item)
+
+    for name, thing in _walk_saveable(layer):
+        visit(name, thing)
+    return found
+
+
+def own_variables(layer):
+    """The variables of a layer itself, as lists: trained ones, others, random states.
+
+    `keras.Layer.variables` has those of the layers inside it too.
+    """
+    seeds = [generator.state for generator in layer._seed_generators]
+    return layer._trainable_variables, layer._non_trainable_variables, seeds
+
+
+def is_graph(model):
+    """Whether `clone_model` makes a model again from its graph, class and all.
+
+    The class of functional models has no public name.
+    """
+    from keras.src.models.functional import Functional, functional_like_constructor
+
+    if isinstance(model, keras.Sequential):
+        return type(model) is keras.Sequential
+    return (
+        isinstance(model, Functional)
+        and functional_like_constructor(type(model))
+        and type(model).get_config is Functional.get_config
+    )
+
+
+def change_class(layer, new):
+    """Makes a layer one of another class, which must take its attributes as they are.
+
+    Keras binds `build` and `quantize` of the class to each object, in a wrapper of its
+    own: they are bound anew. Public would be a graph in which layers can be replaced.
+    """
+    layer.__class__ = new
+    for name in ("build", "quantize"):
+        wrapper = vars(layer)[name]
+        cells = dict(
+            zip(wrapper.__code__.co_freevars, wrapper.__closure__, strict=True)
+        )
+        cells[f"original_{name}_method"].cell_contents = getattr(new, name).__get__(
+            layer
+        )
+
+
+@contextlib.contextmanager
+def open_for_weights(layer):
+    """Within, a layer that is built takes further weights, named as in its build."""
+    locked = layer._tracker.locked
+    layer._tracker.unlock()
+    try:
+        with layer._open_name_scope():
+            yield
+    finally:
+        if locked:
+            layer._lock_state()
+
+
+def forget_variable(layer, variable):
+    """Takes a variable from a layer."""
+    layer._untrack_variable(variable)
+
+
+def same_lambda(layer):
+    """A Lambda layer of the same function.
+
+    From its config it would have the function's code alone, without its globals.
+    """
+    return keras.layers.Lambda(
+        layer.function,
+        output_shape=layer._output_shape,
+        mask=layer.mask,
+        arguments=layer.arguments,
+        **keras.Layer.get_config(layer),
+    )

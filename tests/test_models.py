@@ -568,13 +568,13 @@ class GivenRule(Composite):
         return {**super().get_config(), "rule": rules.serialize(self.inner.rule)}
 
 
-def test_with_rule_reaches_into_composite_layers_or_says_that_it_cannot():
-    model = keras.Sequential([keras.Input((4,)), GivenRule()])
-    new = models.with_rule(model, "sign_fa")
-    assert [type(v.rule) for v in feedback_layers(new)] == [rules.SignFeedbackAlignment]
-    model = keras.Sequential([keras.Input((4,)), OwnRule()])
-    with pytest.raises(ValueError, match="would keep the rule FeedbackAlignment"):
-        models.with_rule(model, "sign_fa")
+@pytest.mark.parametrize("composite", [OwnRule, GivenRule])
+def test_with_rule_reaches_into_composite_layers(composite):
+    model = keras.Sequential([keras.Input((4,)), composite()])
+    new = models.with_rule(model, rules.SignFeedbackAlignment(0.7))
+    assert [v.rule.scale for v in feedback_layers(new)] == [0.7]
+    assert isinstance(new.layers[0], composite)
+    assert type(model.layers[0].inner.rule) is rules.FeedbackAlignment
 
 
 def test_with_rule_errors():
@@ -594,7 +594,7 @@ def test_with_rule_errors():
 
     model = Subclassed()
     model(np.ones((2, 4)))
-    with pytest.raises(ValueError, match="Sequential models or Functional models"):
+    with pytest.raises(ValueError, match="config does not make it again"):
         models.with_rule(model, "fa")
 
 

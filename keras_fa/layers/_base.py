@@ -72,6 +72,27 @@ class FeedbackMixin:
         super().build(input_shape)
         self._add_feedback()
 
+    def take_rule(self, rule):
+        """Puts the layer under another rule; what it stores is made anew.
+
+        Args:
+            rule: See `keras_fa.rules.get`.
+        """
+        self.drop_feedback()
+        self._rule = rules.get(rule).for_layer()
+        with _keras.open_for_weights(self):
+            self._stored = [{} for _ in self.maps]
+            if self.built:
+                self._add_feedback()
+
+    def drop_feedback(self):
+        """Takes what the rule stores from the layer, which then needs another rule."""
+        # A layer that was a stock one until now has nothing.
+        for stored in getattr(self, "_stored", ()):
+            for variable in stored.values():
+                _keras.forget_variable(self, variable)
+        self._stored = ()
+
     def _add_feedback(self):
         """Makes what the rule stores, on a layer that has its kernels."""
         if getattr(self, "lora_enabled", False):

@@ -1,6 +1,15 @@
-"""The networks of the papers, and another rule for a model."""
+"""The networks of the papers, and any Keras model under a rule, or another one."""
 
-from keras_fa.models.conversion import direct, with_rule
+from keras_fa.models.conversion import Report, convert, direct, to_stock, with_rule
 from keras_fa.models.networks import lenet, mlp, resnet18
 
-__all__ = ["direct", "lenet", "mlp", "resnet18", "with_rule"]
+__all__ = [
+    "Report",
+    "convert",
+    "direct",
+    "lenet",
+    "mlp",
+    "resnet18",
+    "to_stock",
+    "with_rule",
+]

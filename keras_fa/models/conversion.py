@@ -1,62 +1,156 @@
-"""Another feedback rule for a model that has one."""
+"""Any Keras model under a feedback rule, and back to stock Keras layers."""
+
+import dataclasses
 
 import keras
 
-from keras_fa import rules
-from keras_fa.layers import feedback_layers, feedback_variables
-from keras_fa.models.wiring import unwire, wire
+from keras_fa import _keras, rules
+from keras_fa.layers import COUNTERPARTS, FeedbackMixin, feedback_layers
+from keras_fa.models import copying, swapping
+from keras_fa.models.wiring import is_direct, unwire, wire
+
+# Nothing flows through their weights from the layer below, or element by element only,
+# which backpropagation does without any transport of weights.
+_NOTHING_BELOW = ("Embedding", "PositionEmbedding", "ReversibleEmbedding")
+_ELEMENTWISE = (
+    keras.layers.BatchNormalization,
+    keras.layers.GroupNormalization,
+    keras.layers.LayerNormalization,
+    keras.layers.PReLU,
+    keras.layers.RMSNormalization,
+)
+
+
+@dataclasses.dataclass
+class Report:
+    """What `convert` did with the layers of a model, each under its path in it.
+
+    Attributes:
+        converted: List of `(path, class name, rule)`.
+        left_out: List of `(path, class name, reason)` of layers with weights that may
+            be linear maps: they go on with plain backpropagation.
+        nothing: List of `(path, class name, reason)` of layers with weights of rank 2
+            and more that have nothing to feed back.
+    """
+
+    converted: list
+    left_out: list
+    nothing: list
+
+    def __str__(self):
+        rows = [("layer", "class", "rule")]
+        rows += [(path, kind, rules.label_of(r)) for path, kind, r in self.converted]
+        rows += [(p, kind, f"left out: {why}") for p, kind, why in self.left_out]
+        rows += [(p, kind, f"nothing: {why}") for p, kind, why in self.nothing]
+        widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
+        lines = [f"{p:<{widths[0]}}  {k:<{widths[1]}}  {what}" for p, k, what in rows]
+        lines.insert(1, "-" * max(map(len, lines)))
+        return "\n".join(lines)
+
+    __repr__ = __str__
+
+
+def convert(model, rule="fa", in_place=False):
+    """A Keras model whose linear maps follow a feedback rule, and what became of each.
+
+    Weights, states and predictions are those of the model, to the last bit. Layers
+    that hold layers (attention, blocks, subclassed models) keep their class, with a
+    part before it that saves the rules in `.keras` files. Of a model that has a rule
+    already the rule is changed: its feedback is made anew, from the current W.
+
+    Weight files know layers by their class: load the file of a stock model into a
+    stock model and convert that, and save `keras_fa.to_stock(model)` for stock ones.
+
+    Args:
+        model: A Keras model that is built: Sequential, functional or subclassed.
+        rule: Feedback rule: see `keras_fa.rules.get`. Or one for each layer: a table
+            `{pattern: rule}`, of which the first that fits counts, with shell patterns
+            of a layer's name, of its path or of a layer around it; or a function of
+            the layer, which returns a rule, or None to leave the layer as it is.
+        in_place: Whether to change the layers of the model itself, and keep its
+            optimizer with its state, rather than those of a copy, which is not
+            compiled. Under a direct rule the functional model that is returned is a
+            new one in both cases; it uses the layers of the old one then.
+
+    Returns:
+        `(model, report)`: the converted model and a `Report`, which prints as a table.
+
+    Raises:
+        ValueError: If the rule is unknown, a pattern fits no layer, no layer can be
+            converted, the model is not built or cannot be copied, feedback would be
+            zero, or the optimizer of a model in place would miss learned feedback.
+
+    Example:
+        >>> net = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, name="d")])
+        >>> keras_fa.convert(net, "sign_fa")[1]
+        layer  class  rule
+        ---------------------
+        d      Dense  sign-FA
+    """
+    chooser = rules.by_layer(rule)
+    if not model.built:
+        raise ValueError(
+            f"Model '{model.name}' is not built: its layers have no weights. Call it "
+            "on a batch first, or give it an Input."
+        )
+    plan, report = _plan(unwire(model), chooser)
+    if not report.converted:
+        raise ValueError(
+            f"Model '{model.name}' has no layer that can have a rule.\n{report}"
+        )
+    return _carried_out(model, plan, in_place), report
 
 
 def with_rule(model, rule):
     """The same architecture and weights under another feedback rule.
 
-    The kernels, biases, BatchNorm statistics and random seeds of the new model equal
-    the old one's; its feedback is made anew: under "ada_fa" B is a copy of the current
-    W, under "fa" it is drawn. The new model shares nothing with the old one and is not
-    compiled.
+    `convert` for models that have feedback layers, which alone are changed: stock
+    layers beside them stay stock. The new model shares nothing with the old one and is
+    not compiled.
 
     Args:
-        model: A built Sequential or functional model with feedback layers.
-        rule: Feedback rule of every feedback layer: see `keras_fa.rules.get`.
+        model: A built model with feedback layers.
+        rule: Feedback rule of every feedback layer, or one for each: see `convert`.
 
     Returns:
         A new model of the same kind.
 
     Raises:
-        ValueError: If the rule is unknown, the model has no feedback layers, is a
-            subclassed model, which Keras cannot clone, or has feedback layers whose
-            rule is not in its config.
+        ValueError: As for `convert`, and if the model has no feedback layers.
     """
     if not feedback_layers(model):
         raise ValueError(
             f"Model '{model.name}' has no feedback layers. Expected a model built of "
-            "keras_fa.layers, such as keras_fa.models.mlp returns."
+            "keras_fa.layers, such as keras_fa.models.mlp returns, or one from "
+            "keras_fa.convert."
         )
-    rule = rules.get(rule)
-    model = unwire(model)
+    plan, _ = _plan(unwire(model), rules.by_layer(rule), FeedbackMixin)
+    return _carried_out(model, plan, in_place=False)
 
-    def clone(layer):
-        config = _with_wrapped_rule(layer.get_config(), rule)
-        if "rule" in config and feedback_layers(layer):
-            config["rule"] = rule
-        return type(layer).from_config(config)
 
-    new = keras.models.clone_model(model, clone_function=clone, recursive=True)
-    for layer in feedback_layers(new):
-        if type(layer.rule) is not type(rule):
-            raise ValueError(
-                f"Layer '{layer.name}' would keep the rule {layer.rule!r}: the layer "
-                "around it makes it without asking its config. Give that layer a "
-                "`rule` argument that its `get_config` returns."
-            )
-    old_state, new_state = _state(model), _state(new)
-    for old_variable, new_variable in zip(old_state, new_state, strict=True):
-        new_variable.assign(old_variable)
-    for layer in feedback_layers(new):
-        layer.reset_feedback()
-    # A clone has the default policy.
-    new.dtype_policy = model.dtype_policy
-    return wire(new)
+def to_stock(model):
+    """A copy of a model with stock Keras layers in the place of the feedback layers.
+
+    Weights, states and predictions are the model's, to the last bit, and `quantize`,
+    `export` and tools that know Keras alone take it. It is not compiled.
+
+    Args:
+        model: A Keras model with feedback layers, of whatever kind.
+
+    Raises:
+        ValueError: If a feedback layer has no stock counterpart, or the model cannot
+            be copied.
+
+    Example:
+        >>> net = keras_fa.to_stock(keras_fa.models.mlp((4,), 5, 3))
+        >>> [type(layer).__name__ for layer in net.layers]
+        ['Dense', 'LeakyReLU', 'Dense']
+    """
+    stock = copying.copy(unwire(model))
+    for layer in _keras.layers_of(stock):
+        if isinstance(layer, (FeedbackMixin, swapping.FeedbackContainer)):
+            swapping.put_back(layer)
+    return stock
 
 
 def direct(model, kind="full", signal="error", learned=False, **arguments):
@@ -93,20 +187,75 @@ def direct(model, kind="full", signal="error", learned=False, **arguments):
     return with_rule(model, rule(kind=kind, signal=signal, **arguments))
 
 
-def _with_wrapped_rule(config, rule):
-    """The config with another rule in the feedback layers that it wraps, if any."""
-    if isinstance(config, (list, tuple)):
-        return type(config)(_with_wrapped_rule(item, rule) for item in config)
-    if not isinstance(config, dict):
-        return config
-    config = {key: _with_wrapped_rule(value, rule) for key, value in config.items()}
-    wrapped = config.get("config")
-    if isinstance(wrapped, dict) and "class_name" in config and "rule" in wrapped:
-        wrapped["rule"] = rules.serialize(rule.for_layer())
-    return config
+def _plan(model, chooser, only=keras.Layer):
+    """The rules of a model's layers, `{way: rule}`, and the report of them."""
+    plan, report = {}, Report([], [], [])
+    for way, path, layer in swapping.within(model):
+        kind = type(layer).__name__
+        reason = _unknown(layer)
+        if reason is None and isinstance(layer, only):
+            rule = chooser.rule(layer, path)
+            if rule is not None:
+                plan[way] = rule
+                report.converted.append((path, kind, rule))
+                continue
+            reason = "no rule was given for it"
+        wide = [
+            f"{variable.name} {tuple(variable.shape)}"
+            for variable in _keras.own_variables(layer)[0]
+            if len(variable.shape) > 1
+        ]
+        if not wide:
+            continue
+        if kind in _NOTHING_BELOW:
+            report.nothing.append((path, kind, "a table of vectors has no input below"))
+        elif isinstance(layer, _ELEMENTWISE):
+            report.nothing.append((path, kind, "element by element"))
+        else:
+            reason = reason or f"its weights {', '.join(wide)} are no known linear map"
+            report.left_out.append((path, kind, reason))
+    chooser.check()
+    return plan, report
 
 
-def _state(model):
-    """Every variable of the model but the feedback, seeds included, in order."""
-    feedback = {id(variable) for variable in feedback_variables(model)}
-    return [v for v in model.variables if id(v) not in feedback]
+def _unknown(layer):
+    """Why a layer cannot have a rule: None if it can, "" if nothing is known of it."""
+    if isinstance(layer, FeedbackMixin):
+        return None
+    if type(layer) not in COUNTERPARTS:
+        stock = next((c for c in COUNTERPARTS if isinstance(layer, c)), None)
+        return f"a subclass of {stock.__name__} with a call of its own" if stock else ""
+    if layer.quantization_mode is not None:
+        return "quantized layers have no backward pass"
+    if not layer.built:
+        return "nothing has called it: it has no weights"
+    return None
+
+
+def _carried_out(model, plan, in_place):
+    """The model, or a copy of it, under the rules of a plan."""
+    if in_place:
+        _check_optimizer(model, plan)
+    new = unwire(model) if in_place else copying.copy(unwire(model))
+    for way, _, layer in list(swapping.within(new)):
+        if way in plan:
+            swapping.put_under(layer, plan[way])
+    swapping.contain(new)
+    for part in _keras.layers_of(new):
+        if isinstance(part, keras.Model):
+            # Compiled with the rules of before.
+            part.train_function = part.test_function = part.predict_function = None
+    return wire(new)
+
+
+def _check_optimizer(model, plan):
+    optimizer = getattr(model, "optimizer", None)
+    if optimizer is None or not optimizer.built:
+        return
+    learning = [x.rule for x in feedback_layers(model)] + list(plan.values())
+    if any(rule.learns or is_direct(rule) for rule in learning):
+        raise ValueError(
+            f"The optimizer of '{model.name}' knows the variables that the model has "
+            "now, and a rule that learns its feedback changes them. Convert before "
+            "`fit`, or convert a copy (in_place=False) and compile it."
+        )

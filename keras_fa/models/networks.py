@@ -7,6 +7,7 @@ from keras import layers
 
 from keras_fa import rules
 from keras_fa.layers import FeedbackConv2D, FeedbackDense
+from keras_fa.models.conversion import convert
 from keras_fa.models.wiring import wire
 
 
@@ -34,7 +35,8 @@ def mlp(
         input_shape: Shape of one example; anything beyond a vector is flattened.
         hidden_units: Width of each hidden layer; an integer means one layer.
         num_classes: Number of outputs.
-        rule: Feedback rule of every layer: see `keras_fa.rules.get`.
+        rule: Feedback rule of every layer (see `keras_fa.rules.get`), or one for each
+            by the patterns of a table or by a function: see `keras_fa.convert`.
         activation: Name of the hidden activation or a callable; None for a linear net.
         use_bias: Whether the layers have biases.
         kernel_initializer: Of every kernel, and so of the feedback under "fa".
@@ -84,7 +86,7 @@ def mlp(
                 f"Received: {output_scale!r}."
             )
         model.add(_Scale(output_scale, dtype=dtype, name="output_scale"))
-    return _finished(model, dtype)
+    return _finished(model, dtype, rule)
 
 
 @keras.saving.register_keras_serializable(rules.PACKAGE)
@@ -125,7 +127,8 @@ def lenet(
     Args:
         input_shape: `(height, width, channels)`, at least 18 x 18.
         num_classes: Number of outputs.
-        rule: Feedback rule of every layer: see `keras_fa.rules.get`.
+        rule: Feedback rule of every layer (see `keras_fa.rules.get`), or one for each
+            by the patterns of a table or by a function: see `keras_fa.convert`.
         activation: Name of the activation or a callable.
         use_bias: Whether the layers have biases.
         kernel_initializer: Of every kernel, and so of the feedback under "fa".
@@ -139,8 +142,7 @@ def lenet(
     Raises:
         ValueError: If the rule or the activation is unknown, or the input too small.
     """
-    rule = rules.get(rule)
-    shared = (rule, use_bias, kernel_initializer, bias_initializer, dtype)
+    shared = (_shared(rule), use_bias, kernel_initializer, bias_initializer, dtype)
     conv = _factory(FeedbackConv2D, *shared)
     dense = _factory(FeedbackDense, *shared)
 
@@ -165,7 +167,7 @@ def lenet(
         ],
         name=name,
     )
-    return _finished(model, dtype)
+    return _finished(model, dtype, rule)
 
 
 def resnet18(
@@ -187,7 +189,8 @@ def resnet18(
     Args:
         input_shape: `(height, width, channels)`; 64 x 64 images reach 2 x 2.
         num_classes: Number of outputs.
-        rule: Feedback rule of every layer: see `keras_fa.rules.get`.
+        rule: Feedback rule of every layer (see `keras_fa.rules.get`), or one for each
+            by the patterns of a table or by a function: see `keras_fa.convert`.
         kernel_initializer: Of every kernel, and so of the feedback under "fa".
         bn_momentum: Share of the old running statistics that a BatchNorm step keeps;
             0.9 is torch's default, Keras's is 0.99.
@@ -201,9 +204,9 @@ def resnet18(
     Raises:
         ValueError: If the rule is unknown.
     """
-    rule = rules.get(rule)
-    conv = _factory(FeedbackConv2D, rule, False, kernel_initializer, "zeros", dtype)
-    dense = _factory(FeedbackDense, rule, True, kernel_initializer, "zeros", dtype)
+    shared = _shared(rule)
+    conv = _factory(FeedbackConv2D, shared, False, kernel_initializer, "zeros", dtype)
+    dense = _factory(FeedbackDense, shared, True, kernel_initializer, "zeros", dtype)
 
     def conv_bn(x, filters, size, strides, conv_name, bn_name):
         if size > 1:
@@ -238,7 +241,7 @@ def resnet18(
             x = relu(x, f"{prefix}_relu2")
     x = layers.GlobalAveragePooling2D(dtype=dtype, name="avgpool")(x)
     model = keras.Model(inputs, dense(num_classes, name="fc")(x), name=name)
-    return _finished(model, dtype)
+    return _finished(model, dtype, rule)
 
 
 def _input(shape, dtype):
@@ -248,18 +251,26 @@ def _input(shape, dtype):
     return keras.Input(tuple(shape), dtype=dtype)
 
 
-def _finished(model, dtype):
-    """The model with its layers' policy, and under a direct rule what that needs."""
+def _finished(model, dtype, rule):
+    """The model with its layers' policy, and what its rule needs of a whole model."""
     # From the policy `compile` knows whether to scale losses.
     if dtype is not None:
         model.dtype_policy = keras.dtype_policies.get(dtype)
+    if rules.is_by_layer(rule):
+        return convert(model, rule, in_place=True)[0]
     return wire(model)
+
+
+def _shared(rule):
+    """The one rule that all layers of a network are built under."""
+    # One object, so that a seed gives each layer its own feedback. Where rules go by
+    # layer, they are given to the finished network.
+    return rules.get("backprop" if rules.is_by_layer(rule) else rule)
 
 
 def _factory(layer_class, rule, use_bias, kernel_initializer, bias_initializer, dtype):
     """A layer class with the arguments that all layers of a network share."""
-    # One rule object for all layers, so that a seed gives each its own feedback.
-    rule = rules.get(rule)
+    rule = _shared(rule)
 
     def make(*args, kernel_initializer=kernel_initializer, **kwargs):
         return layer_class(

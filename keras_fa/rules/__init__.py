@@ -11,6 +11,7 @@ from keras_fa.rules.base import (
     carries_errors,
     label_of,
 )
+from keras_fa.rules.choice import ByLayer, is_by_layer
 from keras_fa.rules.direct import (
     DirectFeedbackAlignment,
     DirectKolenPollack,
@@ -46,9 +47,11 @@ __all__ = [
     "SignFeedbackAlignment",
     "Slot",
     "WeightMirror",
+    "by_layer",
     "carries_errors",
     "deserialize",
     "get",
+    "is_by_layer",
     "label_of",
     "serialize",
 ]
@@ -87,6 +90,11 @@ def get(identifier):
         f"The rule {identifier!r} must be a subclass of keras_fa.rules.FeedbackRule or "
         f"an object of one. Received: {rule!r}."
     )
+
+
+def by_layer(spec):
+    """What chooses the rule of each layer: see `ByLayer`, whose `spec` this is."""
+    return ByLayer(spec, get)
 
 
 def serialize(rule):
