@@ -7,7 +7,7 @@ WORKDIR ?= runs/digits
 .PHONY: train test unit lint clean
 
 train: .venv/ready
-	$(BIN)/python trainers/train.py --config=configs/digits.py --workdir=$(WORKDIR) \
+	@$(BIN)/python trainers/train.py --config=configs/digits.py --workdir=$(WORKDIR) \
 		--rules=backprop,fa,ada_fa,sign_fa
 
 test: lint unit
@@ -20,13 +20,14 @@ lint: .venv/ready
 	$(BIN)/ruff format --check .
 
 .venv/ready: pyproject.toml setup.py constraints.txt
-	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; \
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; \
 		(3, 11) <= v < (3, 14) or sys.exit("keras_fa needs Python 3.11 to 3.13, this " \
 		"is %d.%d. Name another one: make PYTHON=python3.12 ..." % v)'
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	@echo 'Setting .venv up, which takes some minutes.'
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check \
 		--constraint constraints.txt --editable '.[dev]'
-	touch $@
+	@touch $@
 
 clean:
 	rm -rf .venv build *.egg-info

@@ -118,7 +118,7 @@ def read_cluster():
     if not text:
         raise ClusterError(
             "The strategy multi_worker needs the environment variable TF_CONFIG, which "
-            f"is not set. {example} trainers/launch.py sets it."
+            f"is not set. {example} keras-fa launch sets it."
         )
     try:
         config = json.loads(text)

@@ -29,7 +29,7 @@ TASK = {"type": "worker", "index": 0}
 @pytest.mark.parametrize(
     ("config", "match"),
     [
-        (None, "is not set.*trainers/launch.py"),
+        (None, "is not set.*keras-fa launch"),
         ("{", "is no JSON"),
         ("[]", 'needs "cluster" and "task"'),
         ({"cluster": CLUSTER}, 'needs "cluster" and "task"'),
