@@ -71,6 +71,11 @@ def test_every_python_block_of_the_readme_runs_on_its_own(tmp_path):
     assert json.loads(done.stdout.splitlines()[-1]) == []
 
 
+def test_the_readme_has_every_rule():
+    for name in keras_fa.rules.NAMES:
+        assert f'| `"{name}"` |' in README
+
+
 def test_what_the_readme_types_is_there():
     typed = README.replace("\\\n", " ")
     commands = re.findall(
