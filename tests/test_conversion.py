@@ -555,6 +555,45 @@ def test_layers_without_a_rule_are_left_as_they_are():
         assert report.left_out == [("b", "Dense", "no rule was given for it")]
 
 
+# --- Networks by name ---
+
+
+def plain(input_shape, num_classes, units=5):
+    """A builder that knows nothing of rules."""
+    return _sequential(
+        layers.Dense(units, name="below"), layers.Dense(num_classes), shape=input_shape
+    )
+
+
+def test_networks_by_name():
+    with pytest.raises(ValueError, match="Unknown model"):
+        models.network("mlq", (4,), 3)
+    built = models.network("mlp", (4,), 3, "sign_fa", "float64", hidden_units=5)
+    assert _rules(built) == dict.fromkeys(("dense_1", "dense_2"), "sign-FA")
+    assert built.layers[0].kernel.dtype == "float64"
+    own = models.network(
+        "test_conversion:plain", (4,), 3, {"below": "fa", "*": "backprop"}, units=7
+    )
+    assert sorted(_rules(own).values()) == ["BP", "FA"]
+    assert own.layers[0].units == 7
+    with pytest.raises(ValueError, match=r"no argument 'unit'.*units"):
+        models.network("test_conversion:plain", (4,), 3, unit=7)
+
+
+def test_applications_by_name():
+    model = models.network(
+        "applications.MobileNet", (32, 32, 3), 5, "sign_fa", "float64", alpha=0.25
+    )
+    assert model.output_shape == (None, 5)
+    assert "conv_preds" in _rules(model)
+    assert model(np.zeros((1, 32, 32, 3))).dtype == "float64"
+    assert keras.config.dtype_policy().name == "float32"
+    with pytest.raises(ValueError, match=r"Did you mean .applications\.MobileNetV2"):
+        models.network("applications.MobilNetV2", (32, 32, 3), 5)
+    with pytest.raises(ValueError, match=r"no argument 'alpa'.*alpha"):
+        models.network("applications.MobileNet", (32, 32, 3), 5, alpa=1)
+
+
 # --- Files ---
 
 

@@ -31,6 +31,7 @@ ROOMS = (
     "models.copying",
     "models.conversion",
     "models.networks",
+    "models.named",
     "models",
     "losses",
     "optimizers",

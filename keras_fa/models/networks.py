@@ -9,8 +9,10 @@ from keras_fa import rules
 from keras_fa.layers import FeedbackConv2D, FeedbackDense
 from keras_fa.models.conversion import convert
 from keras_fa.models.wiring import wire
+from keras_fa.registry import register
 
 
+@register("model", "mlp")
 def mlp(
     input_shape,
     hidden_units,
@@ -107,6 +109,7 @@ class _Scale(layers.Layer):
         return {**super().get_config(), "scale": self.scale}
 
 
+@register("model", "lenet")
 def lenet(
     input_shape,
     num_classes,
@@ -170,6 +173,7 @@ def lenet(
     return _finished(model, dtype, rule)
 
 
+@register("model", "resnet18")
 def resnet18(
     input_shape,
     num_classes,
