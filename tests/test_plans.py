@@ -87,7 +87,8 @@ def test_a_config_may_import_what_is_beside_it_and_take_an_argument(folder):
 
 
 def plan(config):
-    return f"def get_grid():\n    return {{'config': '{config}', 'axes': []}}\n"
+    keys = f"'config': '{config}', 'axes': [], 'seconds_per_cell': 1"
+    return f"def get_grid():\n    return {{{keys}}}\n"
 
 
 @pytest.mark.parametrize(
@@ -101,7 +102,7 @@ def test_the_config_of_a_plan_is_above_it_beside_it_or_a_name(folder, config, wh
     if config == "digits.py":
         packaged = plans.find("config", "digits").read_text()
         write(folder / "digits.py", packaged)
-    found = plans.read_plan("grid", grid, ["axes"])
+    found = plans.read_plan("grid", grid)
     expected = 1 if where is not None else 60
     assert found["config"].epochs == expected
 
@@ -110,13 +111,39 @@ def test_the_config_of_a_plan_is_above_it_beside_it_or_a_name(folder, config, wh
     ("text", "match"),
     [
         ("def get_grid():\n    return []\n", r"should return a dict. Received: \[\]"),
-        ("def get_grid():\n    return {}\n", "lacks axes, config"),
+        ("def get_grid():\n    return {}\n", "lacks axes, config, seconds_per_cell"),
+        (plan("digits").replace("axes", "axis"), "unknown key 'axis'.*\"axes\""),
+        (
+            plan("digits").replace("[]", "[{'seed': 3}]"),
+            r"'axes' in .*grid\.py should be a list of dicts.*Received: \[{'seed'",
+        ),
+        (plan("digits").replace("[]", "{'seed': [3]}"), "should be a list of dicts"),
+        (plan("digits").replace(": 1}", ": '1'}"), "should be a positive number"),
         (plan("none"), "There is no file 'none', and no config of that name"),
     ],
 )
 def test_a_wrong_plan_is_refused(folder, text, match):
     with pytest.raises(ValueError, match=match):
-        plans.read_plan("grid", write(folder / "grids" / "grid.py", text), ["axes"])
+        plans.read_plan("grid", write(folder / "grids" / "grid.py", text))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("space", "[1]", "a dict from a field to the dict of its range"),
+        ("space", "{'seed': 3}", "a dict from a field to the dict of its range"),
+        ("objective", "7", "a key of the logs"),
+        ("fields", "[]", "a dict"),
+        ("patience", "0", "a positive number of epochs"),
+        ("confirm", "{'seed': 1}", "a dict from a field to the list of its values"),
+    ],
+)
+def test_a_wrong_space_is_refused(folder, key, value, words):
+    keys = {"config": "'digits'", "space": "{}", "objective": "'loss'", key: value}
+    text = ", ".join(f"{k!r}: {v}" for k, v in keys.items())
+    path = write(folder / "space.py", f"def get_space():\n    return {{{text}}}\n")
+    with pytest.raises(ValueError, match=f"'{key}' in .* should be {words}. Received:"):
+        plans.read_plan("space", path)
 
 
 @pytest.mark.parametrize(
@@ -178,6 +205,6 @@ def test_a_wrong_field_is_refused(field, text, match):
 
 def test_every_packaged_plan_can_be_read():
     for name in plans.names("grid"):
-        assert plans.read_plan("grid", name, ("axes", "seconds_per_cell"))["axes"]
+        assert plans.read_plan("grid", name)["axes"]
     for name in plans.names("space"):
-        assert plans.read_plan("space", name, ("space", "objective"))["space"]
+        assert plans.read_plan("space", name)["space"]

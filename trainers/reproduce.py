@@ -98,7 +98,7 @@ def _section(name, experiment, folder):
 
     path = plans.find("grid", experiment.grid)
     text = ast.get_docstring(ast.parse(path.read_text()), clean=False)
-    grid = plans.read_plan("grid", path, ("axes",))
+    grid = plans.read_plan("grid", path)
     base = grid["config"]
     runs = _RUNS.value / experiment.grid
     missing = {}

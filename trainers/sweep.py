@@ -59,7 +59,7 @@ def main():
 
     console = Console()
     workdir = _WORKDIR.value
-    grid = plans.read_plan("grid", _GRID.value, ("axes", "seconds_per_cell"))
+    grid = plans.read_plan("grid", _GRID.value)
     axes = grid["axes"]
     for text in _AXIS.value:
         axes = sweeps.narrow(axes, *_parse_axis(text))

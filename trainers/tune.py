@@ -49,7 +49,7 @@ def main():
     console = Console()
     workdir = _WORKDIR.value
     role = tuning.read_role()
-    given = plans.read_plan("space", _SPACE.value, ("space", "objective"))
+    given = plans.read_plan("space", _SPACE.value)
     for field, value in given.get("fields", {}).items():
         plans.set_field(given["config"], field, value)
     search = tuning.Search(

@@ -21,6 +21,46 @@ _KINDS = {
     "space": ("tuning", "get_space"),
 }
 
+
+def _is_axis(value):
+    return isinstance(value, dict) and all(
+        isinstance(values, (list, tuple, range)) for values in value.values()
+    )
+
+
+def _is_positive(value):
+    return isinstance(value, (int, float)) and value > 0
+
+
+# What a plan has, which values fit, and how that is said.
+_KEYS = {
+    "grid": {
+        "config": (lambda value: True, ""),
+        "axes": (
+            lambda value: (
+                isinstance(value, (list, tuple)) and all(map(_is_axis, value))
+            ),
+            "a list of dicts from a field to the list of its values",
+        ),
+        "seconds_per_cell": (_is_positive, "a positive number"),
+    },
+    "space": {
+        "config": (lambda value: True, ""),
+        "fields": (lambda value: isinstance(value, dict), "a dict"),
+        "space": (
+            lambda value: (
+                isinstance(value, dict)
+                and all(isinstance(field, dict) for field in value.values())
+            ),
+            "a dict from a field to the dict of its range",
+        ),
+        "objective": (lambda value: isinstance(value, str), "a key of the logs"),
+        "patience": (_is_positive, "a positive number of epochs"),
+        "confirm": (_is_axis, "a dict from a field to the list of its values"),
+    },
+}
+_OPTIONAL = {"fields", "patience", "confirm"}
+
 _SWITCH = {"true": True, "1": True, "false": False, "0": False}
 
 
@@ -93,20 +133,22 @@ def read_config(name):
     return config if isinstance(config, ConfigDict) else ConfigDict(config)
 
 
-def read_plan(kind, name, needed):
+def read_plan(kind, name):
     """Reads a plan around a configuration: the grid of a sweep, the space of a search.
 
     Args:
         kind: "grid" or "space".
         name: As for `find`.
-        needed: Keys that the plan must have, besides "config". That one names a file
-            in the folder above the plan's or in its own, or is a name for `find`.
 
     Returns:
-        The plan, a dict, under "config" the `ConfigDict` that it names.
+        The plan, a dict: of a grid `axes` and `seconds_per_cell`, of a space `space`,
+        `objective` and perhaps `fields`, `patience` and `confirm`. Under `config` it
+        has the `ConfigDict` that the file names: a file in the folder above its own or
+        in its own, or what `find` knows.
 
     Raises:
-        ValueError: If there is no such file, or it fails, or lacks a key.
+        ValueError: If there is no such file, or it fails, or a key is unknown, missing
+            or of another kind.
     """
     path = find(kind, name)
     function = _KINDS[kind][1]
@@ -115,7 +157,19 @@ def read_plan(kind, name, needed):
         raise ValueError(
             f"{function}() in {path} should return a dict. Received: {plan!r}."
         )
-    missing = {"config", *needed} - plan.keys()
+    keys = _KEYS[kind]
+    for key, value in plan.items():
+        if key not in keys:
+            raise ValueError(
+                f"What {path} returns has an unknown key {key!r}."
+                f"{did_you_mean(key, keys)} Known: {', '.join(keys)}."
+            )
+        fits, words = keys[key]
+        if not fits(value):
+            raise ValueError(
+                f"{key!r} in {path} should be {words}. Received: {value!r}."
+            )
+    missing = keys.keys() - _OPTIONAL - plan.keys()
     if missing:
         raise ValueError(f"What {path} returns lacks {', '.join(sorted(missing))}.")
     config = plan["config"]
