@@ -13,7 +13,7 @@ train: .venv/ready
 test: lint unit
 
 unit: .venv/ready
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: .venv/ready
 	$(BIN)/ruff check .

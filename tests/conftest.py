@@ -1,8 +1,14 @@
-"""What all tests share: two logical CPU devices, and quiet logs."""
+"""What all tests share: two logical CPU devices, quiet logs, the programs' kernels."""
 
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# As the programs do, with which runs of this process are compared bit for bit.
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Tests beside each other, and the processes that they start, have a core each.
+    for variable in ("TF_NUM_INTRAOP_THREADS", "OMP_NUM_THREADS"):
+        os.environ[variable] = "1"
 
 import keras
 import pytest

@@ -17,6 +17,7 @@ from keras_fa import experiment, rules
 from keras_fa.config import default_config
 from keras_fa.lab import run_folder
 from keras_fa.lab.checkpoints import CheckpointError, Checkpoints
+from keras_fa.layers import forward_variables
 
 ROOT = pathlib.Path(__file__).parents[1]
 TRAIN = [sys.executable, "trainers/train.py", "--config=configs/digits.py"]
@@ -107,7 +108,7 @@ def test_rules_share_data_and_initial_weights(tmp_path):
     for network in networks.values():
         np.testing.assert_array_equal(network.first_batch, reference.first_batch)
         for own, other in zip(
-            network.trainable_variables, reference.trainable_variables, strict=True
+            forward_variables(network), forward_variables(reference), strict=True
         ):
             np.testing.assert_array_equal(own, other)
 
