@@ -26,7 +26,7 @@ def get_config():
     config.model.use_bias = False
     config.model.kernel_initializer = "uniform_fan_in"
     config.model.output_initializer = "ones"
-    config.feedback_initializer = "ones"
+    config.rule = {"name": "fa", "initializer": "ones"}
     config.loss = "exponential"
     config.optimizer.learning_rate = 1e-3
     config.epochs = 500

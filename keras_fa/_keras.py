@@ -116,11 +116,33 @@ def undrawn():
 
     Keras takes the seeds of unseeded initializers and layers from Python's `random`.
     """
-    state = random.getstate()
+    source = _seed_generator().python_random
+    state = source.getstate()
     try:
         yield
     finally:
-        random.setstate(state)
+        source.setstate(state)
+
+
+@contextlib.contextmanager
+def seeded(seed):
+    """Within, Keras draws the seeds it would draw after `random.seed(seed)`.
+
+    From a generator of its own, so that other threads that use `random` change nothing.
+    Public is only a seed for each layer and initializer.
+    """
+    module = _seed_generator()
+    shared, module.python_random = module.python_random, random.Random(seed)
+    try:
+        yield
+    finally:
+        module.python_random = shared
+
+
+def _seed_generator():
+    from keras.src.random import seed_generator
+
+    return seed_generator
 
 
 def hide_from_progress_line(model, keys):

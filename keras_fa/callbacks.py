@@ -11,6 +11,7 @@ import keras
 import numpy as np
 
 from keras_fa import _keras, analysis
+from keras_fa.registry import register
 
 
 class _Instrument(keras.callbacks.Callback):
@@ -124,6 +125,7 @@ class _Instrument(keras.callbacks.Callback):
         return int(np.asarray(self.model.optimizer.iterations))
 
 
+@register("instrument", "weight_alignment")
 class WeightAlignment(_Instrument):
     """Logs the angle between W and B of every feedback layer.
 
@@ -179,6 +181,7 @@ class WeightAlignment(_Instrument):
         self._owner, self._bounds = None, state
 
 
+@register("instrument", "conservation")
 class Conservation(_Instrument):
     """Logs how far the conserved quantities of the model have moved.
 
@@ -373,6 +376,7 @@ class _Probe(_Instrument):
         self._compare = analysis.GradientAlignment(self.model, self._loss)
 
 
+@register("instrument", "gradient_alignment")
 class GradientAlignment(_Probe):
     """Logs the angle between the feedback gradient and the true gradient on a batch.
 
@@ -416,6 +420,7 @@ class GradientAlignment(_Probe):
         return logs
 
 
+@register("instrument", "error_alignment")
 class ErrorAlignment(_Probe):
     """Logs the angle between the error signals at each hidden layer on a batch.
 
@@ -429,6 +434,7 @@ class ErrorAlignment(_Probe):
         return {f"error_cosine/{name}": s.cosine for name, s in signals.items()}
 
 
+@register("instrument", "minimum_norm")
 class MinimumNorm(_Instrument):
     """Logs how far a linear network is from the minimum-norm solution of its data.
 

@@ -1,11 +1,16 @@
 """The losses of the papers' experiments that Keras does not have, and their names."""
 
+import functools
+import inspect
+
 import keras
 from keras import ops
 
-from keras_fa import rules
+from keras_fa import registry, rules
+from keras_fa.registry import register
 
 
+@register("loss", "exponential")
 @keras.saving.register_keras_serializable(rules.PACKAGE)
 class ExponentialLoss(keras.losses.Loss):
     """exp(-y f(x)), the loss of proposition 5.7 of Robertson and Koyejo (2024).
@@ -23,6 +28,7 @@ class ExponentialLoss(keras.losses.Loss):
         return {"reduction": self.reduction, "name": self.name, "dtype": self.dtype}
 
 
+@register("loss", "half_squared_error")
 @keras.saving.register_keras_serializable(rules.PACKAGE)
 class HalfSquaredError(keras.losses.Loss):
     """1/2 |f(x) - y|^2, by default summed over the batch.
@@ -42,27 +48,63 @@ class HalfSquaredError(keras.losses.Loss):
         return {"reduction": self.reduction, "name": self.name, "dtype": self.dtype}
 
 
-def get(name, dtype=None):
+@register("loss", "cross_entropy")
+def _cross_entropy(dtype=None, **arguments):
+    loss = keras.losses.SparseCategoricalCrossentropy(
+        from_logits=True, dtype=dtype, **arguments
+    )
+    return loss, {"accuracy": keras.metrics.sparse_categorical_accuracy}
+
+
+def get(name, dtype=None, **arguments):
     """A loss by the name that a configuration gives it, and what is measured with it.
 
     Args:
         name: "cross_entropy" (softmax of logits, integer labels), "exponential",
-            "half_squared_error" or the name of a Keras loss.
+            "half_squared_error", the name of a Keras loss, a registered name or
+            "module:function". One's own is a loss, a class of losses, a function
+            (y_true, y_pred), or a function that returns a loss and what is to be
+            measured with it, as below.
         dtype: What the loss is computed in. Keras takes float32 unless told otherwise,
             in a float64 model too; so do its own losses by name.
+        **arguments: Of the loss.
 
     Returns:
         The loss, and `{name: function of (y_true, y_pred) -> (batch,)}`: the further
         measures whose means over the examples are logged.
 
     Raises:
-        ValueError: If the name is unknown.
+        ValueError: If the name is unknown or an argument does not fit.
     """
-    if name == "cross_entropy":
-        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True, dtype=dtype)
-        return loss, {"accuracy": keras.metrics.sparse_categorical_accuracy}
-    if name == "exponential":
-        return ExponentialLoss(dtype=dtype), {}
-    if name == "half_squared_error":
-        return HalfSquaredError(dtype=dtype), {}
-    return keras.losses.get(name), {}
+    if name not in registry.names("loss") and ":" not in str(name):
+        try:
+            identifier = name
+            if arguments:
+                identifier = {"class_name": name, "config": arguments}
+            return keras.losses.get(identifier), {}
+        except (ValueError, TypeError) as error:
+            known = registry.names("loss")
+            raise ValueError(
+                f"Unknown loss: {name!r} {arguments or ''}."
+                f"{registry.did_you_mean(name, known)} Known: {', '.join(known)}, the "
+                f'names of Keras\'s losses and "module:function". ({error})'
+            ) from error
+    found = registry.get("loss", name)
+    if isinstance(found, keras.losses.Loss):
+        return found, {}
+    if not isinstance(found, type) and _is_function_of_outputs(found):
+        return functools.partial(found, **arguments) if arguments else found, {}
+    made = registry.made("loss", found, arguments, {"dtype": dtype})
+    return made if isinstance(made, tuple) else (made, {})
+
+
+def _is_function_of_outputs(function):
+    """Whether a function takes (y_true, y_pred) rather than arguments of a loss."""
+    parameters = inspect.signature(function).parameters.values()
+    needed = [
+        p
+        for p in parameters
+        if p.default is p.empty
+        and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+    ]
+    return len(needed) == 2

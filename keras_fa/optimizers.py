@@ -3,9 +3,11 @@
 import keras
 from keras import ops
 
-from keras_fa import rules
+from keras_fa import registry, rules
+from keras_fa.registry import register
 
 
+@register("optimizer", "sgd")
 @keras.saving.register_keras_serializable(rules.PACKAGE)
 class TorchSGD(keras.optimizers.Optimizer):
     """SGD with torch's momentum and torch's coupled weight decay.
@@ -83,3 +85,41 @@ class TorchSGD(keras.optimizers.Optimizer):
             "weight_decay": self.coupled_weight_decay,
             "weight_decay_steps": self.weight_decay_steps,
         }
+
+
+def get(name):
+    """The class of an optimizer by the name that a configuration gives it.
+
+    Args:
+        name: "sgd" for `TorchSGD`; the name of any Keras optimizer, in any case, such
+            as "adamw" or "Lion"; a registered name or "module:Class".
+
+    Returns:
+        A `keras.optimizers.Optimizer` class.
+
+    Raises:
+        ValueError: If there is none of that name.
+    """
+    known = {
+        key.lower(): value
+        for key, value in vars(keras.optimizers).items()
+        if isinstance(value, type) and issubclass(value, keras.optimizers.Optimizer)
+    }
+    # Keras's own SGD is not what the papers' "sgd" was; the others hold optimizers.
+    for key in ("optimizer", "sgd", "lossscaleoptimizer", "multioptimizer"):
+        known.pop(key, None)
+    if isinstance(name, str) and name.lower() in known:
+        return known[name.lower()]
+    if name not in registry.names("optimizer") and ":" not in str(name):
+        everything = [*registry.names("optimizer"), *known]
+        raise ValueError(
+            f"Unknown optimizer: {name!r}.{registry.did_you_mean(name, everything)} "
+            f"Known: {', '.join(everything)}."
+        )
+    found = registry.get("optimizer", name)
+    if not (isinstance(found, type) and issubclass(found, keras.optimizers.Optimizer)):
+        raise ValueError(
+            f"The optimizer {name!r} must be a subclass of keras.optimizers.Optimizer. "
+            f"Received: {found!r}."
+        )
+    return found

@@ -74,6 +74,7 @@ def get(kind, name):
         return _imported(kind, name)
     if name in table:
         return table[name]
+    kind = kind.replace("dataset", "data set")
     raise ValueError(
         f"Unknown {kind}: {name!r}.{did_you_mean(name, table)} Known: "
         f'{", ".join(table)}; "module:function" names one of your own.'

@@ -30,7 +30,7 @@ def test_unknown_field_names_the_nearest():
     with config.unlocked():
         config.optimizer.lerning_rate = 0.1
     with pytest.raises(
-        ValueError, match=r"Did you mean config.optimizer.learning_rate"
+        ValueError, match=r'Did you mean "config.optimizer.learning_rate"'
     ):
         check(config)
 

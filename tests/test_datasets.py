@@ -761,11 +761,11 @@ def test_synthetic_regression_has_noise_on_the_training_targets_only():
 
 
 _ERRORS = [
-    ("mnits", {}, ValueError, "Did you mean 'mnist'"),
-    (None, {}, ValueError, "Known are digits"),
-    ("digits", {"trainsize": 9}, TypeError, "Did you mean 'train_size'"),
+    ("mnits", {}, ValueError, 'Did you mean "mnist"'),
+    (None, {}, ValueError, "Known: digits"),
+    ("digits", {"trainsize": 9}, TypeError, 'Did you mean "train_size"'),
     ("digits", {"d_in": 9}, TypeError, "sizes are \\(none\\)"),
-    ("separable", {"gama": 1.0}, TypeError, "Did you mean 'gamma'"),
+    ("separable", {"gama": 1.0}, TypeError, 'Did you mean "gamma"'),
     ("separable", {"d_out": 1}, TypeError, "no option 'd_out'"),
     ("separable", {"seed_": 1}, TypeError, "no option 'seed_'"),
     ("separable", {"n": 0}, ValueError, "n must be a positive integer. Received: 0"),

@@ -248,12 +248,21 @@ def test_divergence_is_recorded(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "match"),
     [
-        ({"rule": "feedback"}, "Known: backprop, fa"),
-        ({"optimizer": {"name": "sdg"}}, "Known: adam, sgd"),
-        ({"dataset": {"name": "digit"}}, "Did you mean 'digits'"),
-        ({"model": {"name": "vgg"}}, "Known: lenet, mlp, resnet18"),
+        ({"rule": "feedback"}, 'config.rule: Unknown rule: .*Did you mean "backprop"'),
+        ({"optimizer": {"name": "sdg"}}, 'Unknown optimizer.*Did you mean "sgd"'),
+        (
+            {"dataset": {"name": "digit"}},
+            'config.dataset: Unknown.*Did you mean "digits"',
+        ),
+        (
+            {"model": {"name": "vgg"}},
+            "config.model: Unknown model: 'vgg'. Known: mlp, lenet, resnet18",
+        ),
         ({"model": {"hidden_units": (16,), "depth": 3}}, "depth"),
-        ({"dataset": {"trainsize": 9}}, "config.dataset does not fit 'digits'"),
+        (
+            {"dataset": {"trainsize": 9}},
+            'config.dataset.*trainsize.*Did you mean "train_size"',
+        ),
         ({"loss": "cross_entrpy"}, "cross_entrpy"),
         (
             {"optimizer": {"weight_decay_layers": ("dense_1", "dense_3")}},

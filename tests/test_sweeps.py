@@ -17,7 +17,7 @@ import pytest
 from rich.console import Console
 
 from keras_fa import sweeps
-from keras_fa.config import default_config
+from keras_fa.config import default_config, named, set_value
 from keras_fa.lab import grid, pool, run_folder
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -126,11 +126,28 @@ def test_names_tell_fields_of_the_same_name_apart_and_suit_a_file_system():
         "model.name=mlp,dataset.name=digits",
         "model.name=a_.._b_c,dataset.name=digits",
     ]
-    axes = [{"feedback_initializer": [None, "normal(0.5)"]}, {"model.x": [()]}]
-    assert names(axes) == [
-        "feedback_initializer=none,x=none",
-        "feedback_initializer=normal(0.5),x=none",
+    axes = [{"batch_size": [None, 7]}, {"model.x": [()]}]
+    assert names(axes) == ["batch_size=none,x=none", "batch_size=7,x=none"]
+
+
+def test_sections_are_named_by_what_tells_them_apart():
+    scaled = {"name": "sign_fa", "scale": 0.1}
+    assert names([{"rule": ["fa", scaled]}]) == ["rule=fa", "rule=sign_fa"]
+    assert names([{"rule": ["sign_fa", scaled]}]) == [
+        "rule=sign_fa",
+        "rule=sign_fa(scale=0.1)",
     ]
+
+
+def test_a_rule_keeps_the_arguments_that_its_section_has():
+    config = base()
+    drawn = {"name": "fa", "initializer": "ones"}
+    set_value(config, "rule", drawn)
+    cells = sweeps.cells(config, [{"rule": ["fa", "sign_fa"]}])
+    assert [cell.name for cell in cells] == ["rule=fa", "rule=sign_fa"]
+    assert named(cells[0].config.rule) == ("fa", {"initializer": "ones"})
+    assert named(cells[1].config.rule) == ("sign_fa", {})
+    assert named(config.rule) == ("fa", {"initializer": "ones"})
 
 
 @pytest.mark.parametrize(
@@ -143,7 +160,7 @@ def test_names_tell_fields_of_the_same_name_apart_and_suit_a_file_system():
         ([{"seed": [0]}, {"seed": [1], "rule": ["fa"]}], "more than one axis: seed"),
         ([{"seed": [0, 0]}], "More than one cell is called 'seed=0'"),
         ([{"model.x": ["a b", "a_b"]}], "More than one cell is called 'x=a_b'"),
-        ([{"sed": [0]}], "Did you mean config.seed"),
+        ([{"sed": [0]}], "Did you mean .config.seed"),
         ([{"optimizer.learning_rat": [0.1]}], "config.optimizer.learning_rate"),
         ([{"optimiser.learning_rate": [0.1]}], "no section 'optimiser'.*optimizer"),
         ([{"seed.first": [0]}], "no section 'seed'"),

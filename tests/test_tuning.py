@@ -59,7 +59,8 @@ def test_chosen_values_reach_the_configuration_as_what_they_are():
     space = {
         "optimizer.learning_rate": {"min": 1e-3, "max": 1e-1, "log": True},
         "batch_size": {"min": 10, "max": 20},
-        "feedback_initializer": {"choices": [None]},
+        "rule": {"choices": [{"name": "sign_fa", "scale": 0.5}]},
+        "optimizer.momentum": {"min": 0, "max": 1},
         "model.hidden_units": {"choices": [(8, 4)]},
     }
     config = base()
@@ -68,7 +69,9 @@ def test_chosen_values_reach_the_configuration_as_what_they_are():
     changed = tuning.configure(config, space, parameters)
     assert changed.optimizer.learning_rate == 0.05
     assert changed.batch_size == 10 and isinstance(changed.batch_size, int)
-    assert changed.feedback_initializer is None
+    assert changed.rule.to_dict() == {"name": "sign_fa", "scale": 0.5}
+    # The field's type decides, not that of the bounds.
+    assert isinstance(parameters.get("optimizer.momentum"), float)
     assert changed.model.hidden_units == (8, 4)
     assert config.optimizer.learning_rate != 0.05 and config.batch_size == 50
 

@@ -69,6 +69,7 @@ def _parse(argv):
 def main():
     """Runs what the flags say, then prints the table and the figures' paths."""
     from keras_fa import distribution, experiment
+    from keras_fa.lab.config import named
 
     console = Console()
     workdir = _WORKDIR.value
@@ -87,8 +88,9 @@ def main():
             summaries = experiment.compare(config, workdir, _RULES.value, **shared)
             runs = {rule: workdir / rule for rule in _RULES.value}
         else:
-            summaries = {config.rule: experiment.run(config, workdir, **shared)}
-            runs = {config.rule: workdir}
+            rule, _ = named(config.rule)
+            summaries = {rule: experiment.run(config, workdir, **shared)}
+            runs = {rule: workdir}
     except distribution.WorkerLostError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         # The ordinary way out waits for the workers that are no more.

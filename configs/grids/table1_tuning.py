@@ -8,7 +8,7 @@ Command: python trainers/sweep.py --grid=configs/grids/table1_tuning.py \
     --axis="drop_last=[True]".
     sign-FA: --axis="rule=['sign_fa']" --axis="optimizer.weight_decay=[1e-4]", and other
     scales of its B: --axis="optimizer.learning_rate=[0.01]" \
-    --axis="sign_scale=['0.1','0.2']".
+    --axis="rule=[{'name':'sign_fa','scale':0.1}]".
 Expected: 12 cells of 40 epochs, 3 minutes a cell on 2 cores.
 """
 

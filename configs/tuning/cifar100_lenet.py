@@ -16,8 +16,13 @@ def get_space():
             "optimizer.momentum": {"choices": [0.0, 0.9]},
             "optimizer.weight_decay": {"choices": [0.0, 1e-4, 1e-3]},
             "batch_size": {"choices": [128, 1024]},
-            "feedback_initializer": {
-                "choices": [None, "he_normal", "normal(0.05)", "normal(0.2)"]
+            "rule": {
+                "choices": [
+                    "fa",
+                    {"name": "fa", "initializer": "he_normal"},
+                    {"name": "fa", "initializer": "normal(0.05)"},
+                    {"name": "fa", "initializer": "normal(0.2)"},
+                ]
             },
         },
         "objective": "val_accuracy",

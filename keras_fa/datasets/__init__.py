@@ -9,7 +9,6 @@ Example:
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import numbers
 import os
@@ -17,14 +16,25 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from keras_fa import registry
 from keras_fa.datasets import sources, synthetic, transforms
 from keras_fa.datasets.pipelines import Dataset
 from keras_fa.datasets.sources import DatasetNotFound
 
-__all__ = ["NAMES", "Dataset", "DatasetNotFound", "load"]
+__all__ = ["NAMES", "Dataset", "DatasetNotFound", "UnknownOptionError", "load"]
 
 NAMES = ("digits", *sources.TFDS_NAMES, *synthetic.PROBLEMS)
-"""All names that `load` knows."""
+"""The names of the toolkit's own data sets."""
+
+for _name in NAMES:
+    registry.register("dataset", _name)(
+        synthetic.PROBLEMS.get(_name) or sources.reader(_name)
+    )
+
+
+class UnknownOptionError(TypeError):
+    """An option that `load` or the data set does not have."""
+
 
 _AUTO_BATCH_SIZE = 128
 
@@ -56,11 +66,14 @@ def load(
     of its own, so that the seed chooses the same examples with label noise as without.
 
     Args:
-        name: One of `NAMES`. `"digits"` is inside scikit-learn and works everywhere.
-            `"mnist"`, `"fashion_mnist"`, `"cifar10"`, `"cifar100"` and
-            `"tiny_imagenet"` are read through TensorFlow Datasets and, where they are
-            not prepared, downloaded by it; Tiny-ImageNet's validation set is the test
-            set. The others are synthetic: see `keras_fa.datasets.synthetic`.
+        name: One of `NAMES`, a name given with `keras_fa.register("dataset", name)`, or
+            "module:function": one's own is a function of the further arguments, and of
+            `seed` if it takes one, that returns `(x_train, y_train), (x_test, y_test)`;
+            whole numbers from 0 are classes. `"digits"` is inside scikit-learn and
+            works everywhere. `"mnist"`, `"fashion_mnist"`, `"cifar10"`, `"cifar100"`
+            and `"tiny_imagenet"` are read through TensorFlow Datasets and, where they
+            are not prepared, downloaded by it; Tiny-ImageNet's validation set is the
+            test set. The others are synthetic: see `keras_fa.datasets.synthetic`.
         num_classes: Keep this many classes, drawn at random.
         class_seed: Draws them; by default `seed`. Give it to repeat a run with other
             seeds on the same classes.
@@ -97,7 +110,7 @@ def load(
     Raises:
         ValueError: For a name or value that is not to be had, or an option without
             meaning for this set.
-        TypeError: For an option that does not exist.
+        UnknownOptionError: For an option that does not exist; a TypeError.
         DatasetNotFound: If the set is not on this machine and cannot be downloaded.
         ImportError: If the library that has the set is not installed: the extra
             "data".
@@ -106,10 +119,13 @@ def load(
     if name in synthetic.PROBLEMS:
         problem_seed = transforms.stream(seed, "problem")
         raw = synthetic.PROBLEMS[name](problem_seed, **sizes)
-    elif name == "digits":
-        raw = sources.read_digits()
+    elif name in NAMES:
+        raw = sources.reader(name)(data_dir, manual_dir)
     else:
-        raw = sources.read_tfds(name, data_dir, manual_dir)
+        source = registry.get("dataset", name)
+        given = {} if "seed" in sizes else {"seed": seed}
+        splits = registry.made("dataset", source, sizes, given)
+        raw = transforms.RawData.from_arrays(splits, name)
 
     is_classification = raw.class_names is not None
     chosen = None
@@ -181,22 +197,16 @@ def _check(
     name: str, sizes: dict, dtype: str, seed: int, class_seed: int | None
 ) -> None:
     """Refuses what is wrong on its face, before anything is read."""
-    if name not in NAMES:
-        close = difflib.get_close_matches(str(name), NAMES, n=1)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
-        raise ValueError(
-            f"Unknown data set {name!r}.{hint} Known are {', '.join(NAMES)}."
-        )
+    registry.get("dataset", name)
     options = [p.name for p in inspect.signature(load).parameters.values()]
     options = [option for option in options if option not in ("name", "sizes")]
     known = []
     if name in synthetic.PROBLEMS:
         known = list(inspect.signature(synthetic.PROBLEMS[name]).parameters)[1:]
     for option, value in sizes.items():
-        if option not in known:
-            close = difflib.get_close_matches(option, [*options, *known], n=1)
-            hint = f" Did you mean {close[0]!r}?" if close else ""
-            raise TypeError(
+        if name in NAMES and option not in known:
+            hint = registry.did_you_mean(option, [*options, *known], "{}")
+            raise UnknownOptionError(
                 f"load({name!r}) has no option {option!r}.{hint} Its sizes are "
                 f"{', '.join(known) or '(none)'}; the options of all sets are "
                 f"{', '.join(options)}."

@@ -52,6 +52,17 @@ def read_digits() -> RawData:
     return RawData(x[~test], y[~test], x[test], y[test], names, divisor=16.0)
 
 
+def reader(name: str):
+    """The function that reads one of the sets of this room."""
+
+    def read(data_dir=None, manual_dir=None) -> RawData:
+        if name == "digits":
+            return read_digits()
+        return read_tfds(name, data_dir, manual_dir)
+
+    return read
+
+
 def read_tfds(
     name: str,
     data_dir: str | os.PathLike | None = None,

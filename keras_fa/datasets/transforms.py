@@ -56,6 +56,66 @@ class RawData:
     divisor: float = 1.0
     fixed_geometry: bool = False
 
+    @classmethod
+    def from_arrays(cls, splits, name: str = "arrays") -> RawData:
+        """A data set of arrays.
+
+        Args:
+            splits: `(x_train, y_train), (x_test, y_test)`. Targets that are whole
+                numbers, `(n,)`, are class ids from 0; others are real, `(n,)` or
+                `(n, d_out)`.
+            name: What the set is called in errors.
+
+        Raises:
+            ValueError: If the arrays are none of these or do not fit each other.
+        """
+        try:
+            (x_train, y_train), (x_test, y_test) = (
+                tuple(map(np.asarray, split)) for split in splits
+            )
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"The data set {name!r} must be (x_train, y_train), (x_test, y_test), "
+                f"arrays. Received: {type(splits).__name__} ({error})."
+            ) from error
+        shapes = [a.shape for a in (x_train, y_train, x_test, y_test)]
+        if (
+            x_train.shape[1:] != x_test.shape[1:]
+            or y_train.shape[1:] != y_test.shape[1:]
+            or len(x_train) != len(y_train)
+            or len(x_test) != len(y_test)
+            or 0 in (len(x_train), len(x_test))
+            or y_train.ndim not in (1, 2)
+        ):
+            raise ValueError(
+                f"The arrays of the data set {name!r} do not fit each other: expected "
+                "x (n, ...) and y (n,) or (n, d_out), alike in training and test. "
+                f"Received the shapes {shapes}."
+            )
+        if not all(np.isfinite(a).all() for a in (x_train, y_train, x_test, y_test)):
+            raise ValueError(f"The data set {name!r} has NaN or infinite entries.")
+        classes = y_train.ndim == 1 and all(
+            np.issubdtype(y.dtype, np.integer) for y in (y_train, y_test)
+        )
+        if not classes:
+            y_train, y_test = (
+                y.reshape(len(y), -1).astype("float64") for y in (y_train, y_test)
+            )
+            return cls(x_train, y_train, x_test, y_test)
+        labels = np.concatenate([y_train, y_test]).astype(np.int64)
+        if labels.min() < 0:
+            raise ValueError(
+                f"The class ids of the data set {name!r} must be 0, 1, ... Received: "
+                f"{labels.min()}."
+            )
+        return cls(
+            x_train,
+            labels[: len(y_train)],
+            x_test,
+            labels[len(y_train) :],
+            class_names=tuple(str(c) for c in range(labels.max() + 1)),
+        )
+
     def with_classes(self, chosen: np.ndarray) -> RawData:
         """Keeps the examples of some classes and numbers these 0, 1, ... in order.
 

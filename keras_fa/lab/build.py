@@ -1,5 +1,8 @@
 """From a configuration to its data, model and instruments: the one reader of fields."""
 
+import contextlib
+import functools
+import inspect
 import math
 import re
 
@@ -7,8 +10,19 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_fa import callbacks, datasets, distribution, losses, models, optimizers
-from keras_fa import rules as feedback_rules
+from keras_fa import (
+    _keras,
+    callbacks,
+    datasets,
+    distribution,
+    losses,
+    models,
+    optimizers,
+    registry,
+    rules,
+)
+from keras_fa.lab.config import named
+from keras_fa.layers import feedback_layers
 
 # Above this number of steps in one call of the compiled loop nothing is gained, and
 # Ctrl-C has to wait for the end of the call.
@@ -30,12 +44,15 @@ def build(config, dataset):
     """
     model_seed, feedback_seed = _seeds(config.seed)
     keras.utils.set_random_seed(model_seed)
-    model = _network(config, dataset, _rule(config, feedback_seed))
+    # Keras draws the seeds of layers and initializers from Python's `random`, which
+    # other threads of the process may use as well.
+    with _keras.seeded(model_seed):
+        model = _network(config, dataset, _rule(config, feedback_seed))
     steps_per_period = dataset.steps_per_epoch * config.log_every
     single_steps = config.instruments.ledger
     # Half-precision models have their loss in float32.
     precise = "float64" if config.dtype == "float64" else None
-    loss, measures = losses.get(config.loss, precise)
+    loss, measures = _loss(config, precise)
     model.compile(
         optimizer=_optimizer(config, model, dataset.steps_per_epoch),
         loss=loss,
@@ -50,22 +67,55 @@ def build(config, dataset):
     return distribution.prepare(model)
 
 
-def instruments(fields, dataset):
-    """The callbacks that a configuration's section asks for."""
+def measures_of(config):
+    """What is logged beside the loss: `{name: function of (y_true, y_pred)}`."""
+    return _loss(config, None)[1]
+
+
+def instruments(config, dataset):
+    """The callbacks that a configuration asks for, a list.
+
+    Args:
+        config: As for `run`.
+        dataset: The data set of the run, for those that measure on it.
+
+    Raises:
+        ValueError: If one is unknown, or an argument does not fit it.
+    """
+    fields = config.instruments
     chosen = []
     if fields.weight_alignment:
         chosen.append(callbacks.WeightAlignment(terms=fields.layer_terms))
     if fields.conservation:
         chosen.append(callbacks.Conservation(ledger=fields.ledger))
-    if fields.gradient_alignment or fields.error_alignment:
-        probe = [array[: fields.probe_size] for array in dataset.arrays("train")]
-        if fields.gradient_alignment:
-            chosen.append(callbacks.GradientAlignment(*probe))
-        if fields.error_alignment:
-            chosen.append(callbacks.ErrorAlignment(*probe))
+    probe = _probe(fields.probe_size, dataset)
+    if fields.gradient_alignment:
+        chosen.append(callbacks.GradientAlignment(**probe()))
+    if fields.error_alignment:
+        chosen.append(callbacks.ErrorAlignment(**probe()))
     if fields.minimum_norm:
         chosen.append(callbacks.MinimumNorm(*dataset.arrays("train")))
+    for number, value in enumerate(fields.others):
+        with _field(f"config.instruments.others[{number}]"):
+            name, arguments = named(value)
+            thing = registry.get("instrument", name)
+            given = {"dataset": dataset}
+            if {"x", "y"} <= inspect.signature(thing).parameters.keys():
+                given |= probe()
+            given = {key: v for key, v in given.items() if key not in arguments}
+            chosen.append(registry.made("instrument", thing, arguments, given))
     return chosen
+
+
+def _probe(size, dataset):
+    """A function that returns the first training examples as x and y."""
+
+    @functools.cache
+    def probe():
+        x, y = (array[:size] for array in dataset.arrays("train"))
+        return {"x": x, "y": y}
+
+    return probe
 
 
 def load(config):
@@ -81,6 +131,8 @@ def load(config):
     """
     arguments = {k: v for k, v in config.dataset.to_dict().items() if v is not None}
     name = arguments.pop("name")
+    with _field("config.dataset"):
+        registry.get("dataset", name)
     try:
         return datasets.load(
             name,
@@ -90,8 +142,17 @@ def load(config):
             seed=config.seed,
             **arguments,
         )
-    except TypeError as error:
-        raise ValueError(f"config.dataset does not fit {name!r}: {error}") from error
+    except datasets.UnknownOptionError as error:
+        raise ValueError(f"config.dataset: {error}") from error
+
+
+@contextlib.contextmanager
+def _field(name):
+    """Says of a value that is refused which field it stood in."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
 
 
 def _seeds(seed):
@@ -102,40 +163,57 @@ def _seeds(seed):
 
 
 def _rule(config, seed):
-    if config.rule == "fa":
-        initializer = _initializer(config.feedback_initializer, config.model)
-        return feedback_rules.FeedbackAlignment(initializer, seed)
-    if config.rule == "sign_fa":
-        scale = config.sign_scale
-        scale = scale if scale == "glorot" else float(scale)
-        return feedback_rules.SignFeedbackAlignment(scale)
-    return feedback_rules.get(config.rule)
-
-
-_BUILDERS = {"mlp": models.mlp, "lenet": models.lenet, "resnet18": models.resnet18}
+    with _field("config.rule"):
+        name, arguments = named(config.rule)
+        rule = registry.get("rule", name)
+        if not isinstance(rule, type):
+            return rules.get(rule)
+        if "initializer" in arguments:
+            arguments["initializer"] = _initializer(
+                arguments["initializer"], config.model
+            )
+        given = {} if "seed" in arguments else {"seed": seed}
+        return registry.made("rule", rule, arguments, given)
 
 
 def _network(config, dataset, rule):
     arguments = config.model.to_dict()
     name = arguments.pop("name")
-    if name not in _BUILDERS:
-        raise ValueError(
-            f"Unknown model: {name!r}. Known: {', '.join(sorted(_BUILDERS))}."
-        )
     for field in ("kernel_initializer", "output_initializer"):
         if field in arguments:
             arguments[field] = _initializer(arguments[field], arguments)
-    try:
-        return _BUILDERS[name](
-            dataset.input_shape,
-            # A regression set has as many outputs as targets.
-            num_classes=dataset.num_classes or dataset.target_shape[-1],
-            rule=rule,
-            dtype=config.dtype,
-            **arguments,
-        )
-    except TypeError as error:
-        raise ValueError(f"config.model does not fit {name!r}: {error}") from error
+    given = {
+        "input_shape": dataset.input_shape,
+        # A regression set has as many outputs as targets.
+        "num_classes": dataset.num_classes or dataset.target_shape[-1],
+        "rule": rule,
+        "dtype": config.dtype,
+    }
+    with _field("config.model"):
+        builder = registry.get("model", name)
+        model = registry.made("model", builder, arguments, given)
+        if not isinstance(model, keras.Model):
+            raise ValueError(
+                f"The builder {name!r} must return a Keras model. Received: {model!r}."
+            )
+        if not feedback_layers(model) and not isinstance(rule, rules.Backprop):
+            raise ValueError(
+                f"The model {name!r} has no feedback layers, so the rule {rule!r} "
+                "would change nothing. Build it of keras_fa.layers with the `rule` "
+                "that the builder is given, or train it under config.rule = "
+                '"backprop".'
+            )
+        if "rule" not in inspect.signature(builder).parameters and feedback_layers(
+            model
+        ):
+            model = models.with_rule(model, rule)
+    return model
+
+
+def _loss(config, dtype):
+    with _field("config.loss"):
+        name, arguments = named(config.loss)
+        return losses.get(name, dtype, **arguments)
 
 
 def _initializer(name, arguments):
@@ -152,44 +230,51 @@ def _initializer(name, arguments):
 
 
 def _optimizer(config, model, steps_per_epoch):
-    fields = config.optimizer
-    learning_rate = fields.learning_rate
+    arguments = config.optimizer.to_dict()
+    name = arguments.pop("name")
     if config.schedule.boundaries:
-        learning_rate = keras.optimizers.schedules.PiecewiseConstantDecay(
+        rate = arguments["learning_rate"]
+        arguments["learning_rate"] = keras.optimizers.schedules.PiecewiseConstantDecay(
             # Keras keeps the old value at the boundary step itself.
             [epoch * steps_per_epoch - 1 for epoch in config.schedule.boundaries],
-            [learning_rate * factor for factor in (1.0, *config.schedule.factors)],
+            [rate * factor for factor in (1.0, *config.schedule.factors)],
         )
-    if fields.name == "sgd":
-        epochs = fields.weight_decay_epochs
-        optimizer = optimizers.TorchSGD(
-            learning_rate,
-            fields.momentum,
-            fields.weight_decay,
-            None if epochs is None else epochs * steps_per_epoch,
-        )
-        if fields.weight_decay_layers:
-            weights = {v.name: v.trainable_variables for v in model.layers}
-            for name in fields.weight_decay_layers:
-                if not weights.get(name):
-                    known = ", ".join(other for other in weights if weights[other])
-                    raise ValueError(
-                        "config.optimizer.weight_decay_layers: the model has no layer "
-                        f"{name!r} with weights. Known: {known}."
-                    )
-            decayed = {
-                id(variable)
-                for name in fields.weight_decay_layers
-                for variable in weights[name]
-            }
-            variables = model.trainable_variables
-            optimizer.exclude_from_weight_decay(
-                [v for v in variables if id(v) not in decayed]
+    with _field("config.optimizer"):
+        optimizer_class = optimizers.get(name)
+        layers = arguments.pop("weight_decay_layers")
+        epochs = arguments.pop("weight_decay_epochs")
+        takes = inspect.signature(optimizer_class).parameters
+        if optimizer_class is optimizers.TorchSGD:
+            if epochs is not None:
+                arguments["weight_decay_steps"] = epochs * steps_per_epoch
+        elif layers or epochs is not None:
+            raise ValueError(
+                "weight_decay_layers and weight_decay_epochs have a meaning for sgd "
+                f"alone. Received: {name!r}."
             )
-        return optimizer
-    if fields.name == "adam":
-        return keras.optimizers.Adam(learning_rate, weight_decay=fields.weight_decay)
-    raise ValueError(f"Unknown optimizer: {fields.name!r}. Known: adam, sgd.")
+        for field in ("momentum", "weight_decay"):
+            if field not in takes and not arguments[field]:
+                del arguments[field]
+        optimizer = registry.made("optimizer", optimizer_class, arguments)
+        if layers:
+            _decay_only(optimizer, model, layers)
+    return optimizer
+
+
+def _decay_only(optimizer, model, layers):
+    """Takes weight decay off every weight but those of some layers."""
+    weights = {layer.name: layer.trainable_variables for layer in model.layers}
+    for name in layers:
+        if not weights.get(name):
+            known = [other for other in weights if weights[other]]
+            raise ValueError(
+                f"weight_decay_layers: the model has no layer {name!r} with weights."
+                f"{registry.did_you_mean(name, known)} Known: {', '.join(known)}."
+            )
+    decayed = {id(variable) for name in layers for variable in weights[name]}
+    optimizer.exclude_from_weight_decay(
+        [v for v in model.trainable_variables if id(v) not in decayed]
+    )
 
 
 def _jit_compile(choice):

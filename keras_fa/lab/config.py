@@ -1,9 +1,14 @@
 """The fields of a run's configuration, their defaults, and the check against typos."""
 
-import difflib
+import copy
+import inspect
+import math
+import numbers
 
 from ml_collections import ConfigDict
-from ml_collections.config_dict import placeholder
+from ml_collections.config_dict import FieldReference, placeholder
+
+from keras_fa import optimizers, registry
 
 
 def default_config():
@@ -20,22 +25,27 @@ def default_config():
         - `jit_compile`: XLA "on" or "off"; "auto" is what was measured to be the
           faster: off on a CPU, Keras's choice on a GPU.
         - `dataset`: `name`, and any other argument of `keras_fa.datasets.load`; None
-          leaves the argument out.
+          leaves the argument out. A data set of one's own is a function of its
+          arguments, and of `seed` if it takes one, that returns
+          `(x_train, y_train), (x_test, y_test)`.
         - `model`: `name` (mlp, lenet, resnet18) and any other argument of its builder.
+          A builder of one's own takes `input_shape`, `num_classes`, `rule` and, if it
+          cares, `dtype`, and returns a Keras model.
           `kernel_initializer` and `output_initializer` may also be "uniform_fan_in",
           uniform in +-1/sqrt(fan in), torch's default for dense layers;
           "uniform_width", uniform in +-1/sqrt(first hidden width) for every layer; or
           "normal(0.5)", normal with standard deviation 0.5.
-        - `rule`: backprop, fa, ada_fa or sign_fa.
-        - `feedback_initializer`: What draws B under "fa", by the same names; None is
-          the layer's own kernel initializer.
-        - `sign_scale`: Scale s of "sign_fa": "glorot" or a number in quotes.
-        - `loss`: "cross_entropy" (softmax, integer labels), "exponential" (labels -1
-          and 1), "half_squared_error" (summed) or the name of a Keras loss.
-        - `optimizer`: `name` ("sgd" is `keras_fa.optimizers.TorchSGD`, "adam" Keras's),
-          `learning_rate`, `momentum` (sgd) and `weight_decay` (coupled for sgd). For
-          sgd also `weight_decay_layers`, the names of the only layers to decay (none:
-          all), and `weight_decay_epochs`, after which it ends (None: never).
+        - `rule`: A name, such as "fa" (`keras_fa.rules.NAMES`), or a section of the
+          name and arguments, such as `{"name": "sign_fa", "scale": 0.1}`. A rule's
+          `initializer` may have the names of the model's.
+        - `loss`: A name or a section of name and arguments: "cross_entropy" (softmax,
+          integer labels), "exponential" (labels -1 and 1), "half_squared_error"
+          (summed), a Keras loss, or a function (y_true, y_pred) of one's own.
+        - `optimizer`: `name`: "sgd" is `keras_fa.optimizers.TorchSGD`, any other that
+          of a Keras optimizer; `learning_rate`, `momentum`, `weight_decay` (coupled for
+          sgd) and any other argument of the optimizer. For sgd also
+          `weight_decay_layers`, the names of the only layers to decay (none: all), and
+          `weight_decay_epochs`, after which it ends (None: never).
         - `schedule`: From epoch `boundaries[i]` on the learning rate is the initial one
           times `factors[i]`.
         - `epochs`: How many.
@@ -48,6 +58,12 @@ def default_config():
           `conservation`; `ledger`, which accounts for every step and makes training
           slower; `gradient_alignment` and `error_alignment`, on the first `probe_size`
           training examples (None: on all); `minimum_norm`, for linear networks.
+          `others` holds further instruments, or any Keras callbacks, each a name or a
+          section of name and arguments: `("mine:Curvature",)`.
+
+        Wherever a name stands for a thing it may be one that was given with
+        `keras_fa.register`, or "module:function", which is imported from beside the
+        configuration file, the current folder, or where Python looks.
     """
     config = ConfigDict()
     config.seed = 0
@@ -66,10 +82,8 @@ def default_config():
         }
     )
     config.model = ConfigDict({"name": "mlp", "kernel_initializer": "glorot_uniform"})
-    config.rule = "fa"
-    config.feedback_initializer = placeholder(str)
-    config.sign_scale = "glorot"
-    config.loss = "cross_entropy"
+    config.rule = FieldReference("fa", field_type=object)
+    config.loss = FieldReference("cross_entropy", field_type=object)
     config.optimizer = ConfigDict(
         {
             "name": "sgd",
@@ -96,6 +110,7 @@ def default_config():
             "error_alignment": False,
             "minimum_norm": False,
             "probe_size": placeholder(int),
+            "others": (),
         }
     )
     config.instruments.probe_size = 512
@@ -103,7 +118,79 @@ def default_config():
 
 
 # Sections whose fields are the arguments of something else, which checks them itself.
-_OPEN = ("dataset", "model")
+_OPEN = ("dataset", "model", "optimizer")
+# Fields that are a name or a section of a name and arguments.
+NAMED = ("rule", "loss")
+
+
+def named(value):
+    """The name and the arguments of a thing in a configuration.
+
+    Args:
+        value: A name, or a dict or `ConfigDict` of `name` and arguments.
+
+    Returns:
+        `(name, arguments)`, the arguments a dict.
+
+    Raises:
+        ValueError: If it is neither.
+    """
+    if isinstance(value, ConfigDict):
+        value = value.to_dict()
+    if isinstance(value, dict):
+        arguments = dict(value)
+        if isinstance(name := arguments.pop("name", None), str):
+            return name, arguments
+    elif isinstance(value, str):
+        return value, {}
+    raise ValueError(
+        'Expected a name, or a section {"name": ..., **arguments}. Received: '
+        f"{value!r}."
+    )
+
+
+def set_value(config, field, value):
+    """Sets a field, which may take a section in a name's place and the reverse.
+
+    The name that a section has already leaves the section as it is, arguments and all.
+
+    Args:
+        config: `ConfigDict` or a section of one, unlocked.
+        field: Its last word.
+        value: The value.
+
+    Raises:
+        TypeError: If the field is of another kind.
+    """
+    if field in NAMED:
+        if isinstance(value, str) and named(config[field])[0] == value:
+            return
+        with config.ignore_type():
+            config[field] = value
+    else:
+        config[field] = value
+
+
+def in_present_form(stored):
+    """A configuration that an earlier version of the toolkit stored, as of today.
+
+    Args:
+        stored: Nested dict, as read from a run folder.
+
+    Returns:
+        A dict: the same one if it is of the present form.
+    """
+    if "sign_scale" not in stored:
+        return stored
+    config = copy.deepcopy(stored)
+    initializer = config.pop("feedback_initializer")
+    scale = config.pop("sign_scale")
+    if config["rule"] == "fa" and initializer is not None:
+        config["rule"] = {"name": "fa", "initializer": initializer}
+    elif config["rule"] == "sign_fa" and scale != "glorot":
+        config["rule"] = {"name": "sign_fa", "scale": float(scale)}
+    config["instruments"].setdefault("others", [])
+    return config
 
 
 def check(config):
@@ -138,14 +225,13 @@ def check(config):
             "config.schedule needs increasing boundaries (epochs) and one factor for "
             f"each. Received boundaries={tuple(boundaries)}, factors={tuple(factors)}."
         )
-    fields = config.optimizer
-    if fields.name == "adam":
-        for field in ("momentum", "weight_decay_layers", "weight_decay_epochs"):
-            if fields[field]:
-                raise ValueError(
-                    f"config.optimizer.{field} has no meaning for adam. Received: "
-                    f"{fields[field]!r}."
-                )
+    for field in NAMED:
+        try:
+            named(config[field])
+        except ValueError as error:
+            raise ValueError(f"config.{field}: {error}") from error
+    _check_numbers(config)
+    _check_optimizer(config.optimizer)
     if config.jit_compile not in ("on", "off", "auto"):
         raise ValueError(
             'config.jit_compile must be "on", "off" or "auto". '
@@ -153,15 +239,68 @@ def check(config):
         )
 
 
+def _check_numbers(config):
+    """Refuses numbers that no run could use."""
+    rules = {
+        "seed": (config.seed, 0, math.inf),
+        "batch_size": (config.batch_size, 1, math.inf),
+        "instruments.probe_size": (config.instruments.probe_size, 1, math.inf),
+    }
+    for name in ("learning_rate", "momentum", "weight_decay"):
+        rules[f"optimizer.{name}"] = (config.optimizer.get(name), 0, math.inf)
+    for number, factor in enumerate(config.schedule.factors):
+        rules[f"schedule.factors[{number}]"] = (factor, 0, math.inf)
+    for number, epoch in enumerate(config.schedule.boundaries):
+        rules[f"schedule.boundaries[{number}]"] = (epoch, 1, math.inf)
+        if not isinstance(epoch, numbers.Integral):
+            raise ValueError(
+                f"config.schedule.boundaries are whole epochs. Received: {epoch!r}."
+            )
+    for field, (value, low, high) in rules.items():
+        if value is None:
+            continue
+        number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+        if not (number and low <= value < high):
+            raise ValueError(
+                f"config.{field} must be a finite number of at least {low}. Received: "
+                f"{value!r}."
+            )
+
+
+def _check_optimizer(section):
+    """Refuses arguments that neither the optimizer nor every optimizer has."""
+    try:
+        takes = inspect.signature(optimizers.get(section.name)).parameters
+    except ValueError as error:
+        raise ValueError(f"config.optimizer: {error}") from error
+    known = [*default_config().optimizer, *(k for k in takes if k != "kwargs")]
+    for key in section:
+        if key not in known:
+            hint = registry.did_you_mean(key, known, "config.optimizer.{}")
+            raise ValueError(
+                f"Unknown field config.optimizer.{key}.{hint} Known: "
+                f"{', '.join(sorted(set(known)))}."
+            )
+        # Fields of every configuration, which must be off where they mean nothing.
+        if key in default_config().optimizer and section[key]:
+            if key in takes or key == "name" or section.name == "sgd":
+                continue
+            raise ValueError(
+                f"config.optimizer.{key} has no meaning for {section.name}. Received: "
+                f"{section[key]!r}."
+            )
+
+
 def _check_fields(config, known, prefix):
     for key in config:
         if key not in known:
-            close = difflib.get_close_matches(key, list(known), n=1)
-            hint = f" Did you mean config.{prefix}{close[0]}?" if close else ""
+            hint = registry.did_you_mean(key, known, f"config.{prefix}{{}}")
             raise ValueError(
                 f"Unknown field config.{prefix}{key}.{hint} "
                 f"Known: {', '.join(sorted(known))}."
             )
+        if not prefix and key in NAMED:
+            continue
         is_section = isinstance(known[key], ConfigDict)
         if is_section != isinstance(config[key], ConfigDict):
             kind = "a section of fields" if is_section else "a value"

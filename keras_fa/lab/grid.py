@@ -71,7 +71,7 @@ def cells(base, axes):
             for field, values in axis.items()
         }
         name = ",".join(
-            f"{label}={_text(settings[next(iter(axis))])}"
+            f"{label}={_text(settings[next(iter(axis))], next(iter(axis.values())))}"
             for label, axis in zip(labels, axes, strict=True)
         )
         found.append(Cell(name, settings, _with(base, settings)))
@@ -123,7 +123,15 @@ def _labels(fields):
     ]
 
 
-def _text(value):
+def _text(value, beside=()):
+    """A value as part of a name; `beside`: the others that it is to be told from."""
+    if isinstance(value, dict):
+        name, arguments = configuration.named(value)
+        same = [v for v in beside if isinstance(v, (str, dict))]
+        if [configuration.named(v)[0] for v in same].count(name) == 1:
+            arguments = {}
+        inside = ",".join(f"{key}={_text(v)}" for key, v in arguments.items())
+        return f"{_text(name)}({inside})" if inside else _text(name)
     if isinstance(value, (tuple, list)):
         return "x".join(map(_text, value)) or "none"
     text = "none" if value is None else str(value)

@@ -12,6 +12,7 @@ import traceback
 
 from ml_collections import ConfigDict
 
+from keras_fa.lab.config import set_value
 from keras_fa.registry import did_you_mean
 
 # Where the files of each kind are below a folder of configurations, and their function.
@@ -223,7 +224,7 @@ def set_field(config, field, value):
         if isinstance(value, bool) and kind in (int, float):
             raise TypeError
         with section.unlocked():
-            section[last] = value
+            set_value(section, last, value)
     except TypeError:
         takes = f"takes {kind.__name__}"
         if isinstance(section[last], ConfigDict):

@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import importlib
 import multiprocessing
 import os
 import pathlib
@@ -9,6 +10,7 @@ import threading
 import time
 import traceback
 
+from keras_fa import registry
 from keras_fa.lab import run_folder
 from keras_fa.lab.grid import ENDED, FAILED, INTERRUPTED, OPEN, Cell, fail, status
 
@@ -25,7 +27,10 @@ class _Worker:
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(
-            target=_work, args=(theirs, str(workdir), threads), daemon=True
+            target=_work,
+            # What registers names of the user's, for the process to know them as well.
+            args=(theirs, str(workdir), threads, registry.modules()),
+            daemon=True,
         )
         self._process.start()
         theirs.close()
@@ -135,7 +140,7 @@ class Pool:
             worker.stop()
 
 
-def _work(pipe, workdir, threads):
+def _work(pipe, workdir, threads, modules):
     """The life of a worker process."""
     import signal
 
@@ -157,6 +162,11 @@ def _work(pipe, workdir, threads):
     import keras
 
     from keras_fa.lab.run import run
+
+    for module in modules:
+        # What cannot be imported here is missed by the cells that need it, and said.
+        with contextlib.suppress(ImportError):
+            importlib.import_module(module)
 
     with contextlib.suppress(EOFError):
         while True:

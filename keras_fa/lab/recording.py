@@ -18,6 +18,7 @@ from rich.progress import (
 )
 
 from keras_fa.lab import run_folder
+from keras_fa.lab.config import named
 
 
 class Evaluation(keras.callbacks.Callback):
@@ -187,7 +188,7 @@ class ProgressBar(keras.callbacks.Callback):
             TextColumn("{task.fields[readings]}"),
         )
         self._task = self._progress.add_task(
-            config.rule, total=config.epochs, completed=epoch, readings=""
+            named(config.rule)[0], total=config.epochs, completed=epoch, readings=""
         )
         self._prints = not self._progress.console.is_terminal
         self._printed = time.monotonic()

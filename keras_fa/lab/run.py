@@ -9,12 +9,13 @@ import ml_collections
 import numpy as np
 import tensorflow as tf
 
-from keras_fa import __version__, _keras, distribution, losses
+from keras_fa import __version__, _keras, distribution
 from keras_fa import rules as feedback_rules
 from keras_fa.lab import config as configuration
 from keras_fa.lab import recording, run_folder
-from keras_fa.lab.build import build, instruments, load
+from keras_fa.lab.build import build, instruments, load, measures_of
 from keras_fa.lab.checkpoints import Checkpoints
+from keras_fa.layers import forward_variables
 
 __all__ = ["build", "compare", "load", "run"]
 
@@ -88,7 +89,7 @@ def compare(config, workdir, rules, strategy="default", progress=False):
     summaries = {}
     for rule in rules:
         rule_config = ml_collections.ConfigDict(config).copy_and_resolve_references()
-        rule_config.rule = rule
+        configuration.set_value(rule_config, "rule", rule)
         summaries[rule] = run(rule_config, f"{workdir}/{rule}", strategy, progress)
     return summaries
 
@@ -100,7 +101,7 @@ def _train(config, folder, strategy, progress, extra_callbacks):
     dataset = load(config)
     with scope:
         model = build(config, dataset)
-    readers = instruments(config.instruments, dataset)
+    readers = instruments(config, dataset)
     recorder = recording.Recorder(folder, config, readers, dataset.steps_per_epoch)
     stateful = [*readers, *extra_callbacks, recorder]
     stateful = [callback for callback in stateful if hasattr(callback, "get_state")]
@@ -112,8 +113,7 @@ def _train(config, folder, strategy, progress, extra_callbacks):
     shown = [recording.ProgressBar(config, epoch)] if progress else []
     evaluation, validation_data = [], dataset.test
     if model.distribute_strategy.num_replicas_in_sync == 1:
-        measures = losses.get(config.loss)[1]
-        evaluation = [recording.Evaluation(dataset.test, measures)]
+        evaluation = [recording.Evaluation(dataset.test, measures_of(config))]
         validation_data = None
     try:
         model.fit(
@@ -144,7 +144,7 @@ def _train(config, folder, strategy, progress, extra_callbacks):
         "final": final,
         "seconds": recorder.seconds,
         "seconds_per_step": recorder.seconds_per_step(),
-        "parameters": sum(math.prod(v.shape) for v in model.trainable_variables),
+        "parameters": sum(math.prod(v.shape) for v in forward_variables(model)),
         "steps_per_epoch": dataset.steps_per_epoch,
         "dataset": {
             "train": dataset.num_train,

@@ -16,6 +16,8 @@ import os
 import pathlib
 import shutil
 
+from keras_fa.lab.config import in_present_form
+
 CONFIG, METRICS, SUMMARY = "config.json", "metrics.jsonl", "summary.json"
 _LOCK = ".lock"
 
@@ -145,6 +147,7 @@ class RunFolder:
                 )
             return
         stored = json.loads(path.read_text(encoding="utf-8"))
+        stored = in_present_form(stored)
         different = differences(stored, json.loads(to_json(self.config)))
         if different:
             raise RunFolderError(
@@ -260,7 +263,7 @@ def read_config(path):
     path = pathlib.Path(path) / CONFIG
     if not path.exists():
         raise RunFolderError(f"No run in {path.parent}: {CONFIG} is missing.")
-    return json.loads(path.read_text(encoding="utf-8"))
+    return in_present_form(json.loads(path.read_text(encoding="utf-8")))
 
 
 def read_summary(path):

@@ -19,7 +19,7 @@ import ml_collections
 
 from keras_fa import datasets
 from keras_fa.lab import config as configuration
-from keras_fa.lab import run_folder
+from keras_fa.lab import plans, run_folder
 from keras_fa.lab.build import build, load
 from keras_fa.lab.progress import duration
 from keras_fa.lab.run import run
@@ -57,6 +57,23 @@ def check_space(config, space):
                 f"{values}."
             )
         low, high = values["min"], values["max"]
+        whole = all(isinstance(v, int) and not isinstance(v, bool) for v in (low, high))
+        takes = known[field]
+        # A field that is None now is of a kind that only its name tells.
+        if not (takes is None and whole) and (
+            isinstance(takes, bool)
+            or not isinstance(takes, (int, float))
+            or (isinstance(takes, int) and not whole)
+        ):
+            raise ValueError(
+                f"{field!r} cannot be drawn from a range: it is {takes!r} in the "
+                'configuration. Name its values: {"choices": [...]}. Received: '
+                f"{values}."
+            )
+        if not -math.inf < low < math.inf or not -math.inf < high < math.inf:
+            raise ValueError(
+                f"The range of {field!r} must be finite. Received: {values}."
+            )
         if not low < high or (values.get("log") and low <= 0):
             raise ValueError(
                 f"The range of {field!r} needs min < max, and min > 0 if it is "
@@ -77,24 +94,26 @@ def configure(config, space, parameters):
         `ConfigDict`.
     """
     changed = ml_collections.ConfigDict(config).copy_and_resolve_references()
-    with changed.unlocked():
-        for field, values in space.items():
-            *path, last = field.split(".")
-            section = changed
-            for key in path:
-                section = section[key]
-            section[last] = _declare(parameters, field, values)
+    flat = run_folder.flatten(changed.to_dict())
+    for field, values in space.items():
+        value = _declare(parameters, field, values, flat.get(field))
+        plans.set_field(changed, field, value)
     return changed
 
 
-def _declare(parameters, field, values):
+def _declare(parameters, field, values, present):
+    """A value that a tuner chooses; `present` is that of the field now."""
     if "choices" in values:
         # keras-tuner's choices are numbers, strings and booleans; None is none of them.
         names = [str(choice) for choice in values["choices"]]
         return values["choices"][names.index(parameters.Choice(field, names))]
     low, high = values["min"], values["max"]
     sampling = "log" if values.get("log") else "linear"
-    if isinstance(low, int) and isinstance(high, int):
+    if (
+        isinstance(low, int)
+        and isinstance(high, int)
+        and not isinstance(present, float)
+    ):
         return parameters.Int(field, low, high, sampling=sampling)
     return parameters.Float(field, low, high, sampling=sampling)
 

@@ -1,6 +1,7 @@
 """The networks of the papers, built of feedback layers."""
 
 import math
+import numbers
 
 import keras
 from keras import layers
@@ -15,8 +16,8 @@ from keras_fa.registry import register
 @register("model", "mlp")
 def mlp(
     input_shape,
-    hidden_units,
-    num_classes,
+    hidden_units=100,
+    num_classes=10,
     rule="fa",
     activation="leaky_relu",
     use_bias=True,
@@ -60,6 +61,13 @@ def mlp(
     """
     if isinstance(hidden_units, int):
         hidden_units = (hidden_units,)
+    if not hidden_units or not all(
+        isinstance(n, numbers.Integral) and n >= 1 for n in hidden_units
+    ):
+        raise ValueError(
+            "hidden_units must be the widths of one hidden layer or more, positive "
+            f"integers. Received: {hidden_units!r}."
+        )
     dense = _factory(
         FeedbackDense, rule, use_bias, kernel_initializer, bias_initializer, dtype
     )

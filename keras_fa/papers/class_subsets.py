@@ -99,7 +99,7 @@ def tuning(section, runs, folder):
             "learning_rate": run.settings["optimizer.learning_rate"],
             "weight_decay": run.settings["optimizer.weight_decay"],
             "drop_last": run.settings["drop_last"],
-            "sign_scale": run.settings["sign_scale"],
+            "sign_scale": run.settings.get("rule.scale", "glorot"),
             "epochs": run.settings["epochs"],
             "accuracy": 100 * run.final["val_accuracy"],
         }

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from keras_fa.lab import run_folder
+from keras_fa.lab.config import named
 from keras_fa.papers import drawing
 
 
@@ -81,11 +82,18 @@ def read_runs(path):
     return [
         Run(
             folder,
-            run_folder.flatten(run_folder.read_config(folder)),
+            _settings(run_folder.read_config(folder)),
             run_folder.read_summary(folder),
         )
         for folder in run_folder.finished_runs(path)
     ]
+
+
+def _settings(config):
+    """The fields of a configuration, a rule's name and arguments among them."""
+    name, arguments = named(config["rule"])
+    settings = run_folder.flatten({**config, "rule": arguments})
+    return {**settings, "rule": name}
 
 
 def compare(ours, paper, keys):
