@@ -1,11 +1,13 @@
 """The configuration: typos and contradictions are refused with a hint."""
 
 import importlib.util
+import json
 import pathlib
 
 import pytest
+from ml_collections import ConfigDict
 
-from keras_fa.config import check, default_config
+from keras_fa.config import BY_LAYER, check, default_config, in_present_form, named
 
 FILES = sorted(pathlib.Path(__file__).parents[1].joinpath("configs").glob("*.py"))
 
@@ -59,3 +61,91 @@ def test_contradictions(changes, match):
     config.update(changes)
     with pytest.raises(ValueError, match=match):
         check(config)
+
+
+FORMER = {
+    # As the version before stored a cell of the grid rk23, the fields that changed.
+    "rule": "fa",
+    "feedback_initializer": None,
+    "sign_scale": "glorot",
+    "model": {"name": "mlp", "kernel_initializer": "glorot_uniform", "use_bias": False},
+    "instruments": {"weight_alignment": True},
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "rule"),
+    [
+        ({}, "fa"),
+        ({"feedback_initializer": "ones"}, {"name": "fa", "initializer": "ones"}),
+        ({"rule": "sign_fa"}, "sign_fa"),
+        (
+            {"rule": "sign_fa", "sign_scale": "0.1"},
+            {"name": "sign_fa", "scale": 0.1},
+        ),
+        # An argument of another rule had no effect.
+        ({"rule": "backprop", "sign_scale": "0.1"}, "backprop"),
+    ],
+)
+def test_configurations_of_the_former_form_are_read_as_of_today(changes, rule):
+    stored = {**FORMER, **changes}
+    before = json.dumps(stored)
+    config = in_present_form(stored)
+    assert config == {
+        "rule": rule,
+        "model": {"name": "mlp", "use_bias": False},
+        "instruments": {"weight_alignment": True, "others": []},
+    }
+    assert json.dumps(stored) == before
+    assert in_present_form(config) is config
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("fa", ("fa", {})),
+        ({"name": "sign_fa", "scale": 1.0}, ("sign_fa", {"scale": 1.0})),
+        ({"conv*": "fa"}, (BY_LAYER, {"conv*": "fa"})),
+    ],
+)
+def test_a_name_or_a_section_of_name_and_arguments(value, expected):
+    assert named(value) == named(ConfigDict({"x": value}).x) == expected
+
+
+@pytest.mark.parametrize("value", [None, 3, ["fa"], {}, {"name": 3}])
+def test_what_is_neither_name_nor_section_is_refused(value):
+    config = default_config()
+    config.rule = value
+    with pytest.raises(ValueError, match=r"config.rule: Expected a name"):
+        check(config)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("learning_rate", float("nan")),
+        ("learning_rate", -1.0),
+        ("weight_decay", float("inf")),
+        ("momentum", -0.1),
+    ],
+)
+def test_numbers_that_no_run_could_use_are_refused_by_name(field, value):
+    config = default_config()
+    config.optimizer[field] = value
+    with pytest.raises(ValueError, match=rf"config.optimizer.{field} must be a finite"):
+        check(config)
+
+
+def test_schedules_probes_and_batches_are_numbers_that_mean_something():
+    for changes, message in (
+        ({"schedule": {"boundaries": (1,), "factors": (float("nan"),)}}, "factors.0."),
+        ({"schedule": {"boundaries": (-1,), "factors": (0.5,)}}, "boundaries.0."),
+        ({"schedule": {"boundaries": (1.5,), "factors": (0.5,)}}, "whole epochs"),
+        ({"instruments": {"probe_size": -5}}, "probe_size"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"seed": -1}, "config.seed"),
+    ):
+        config = default_config()
+        config.update(changes)
+        with pytest.raises(ValueError, match=message):
+            check(config)

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import keras
 import numpy as np
@@ -17,7 +18,7 @@ from keras_fa import experiment, rules
 from keras_fa.config import default_config
 from keras_fa.lab import run_folder
 from keras_fa.lab.checkpoints import CheckpointError, Checkpoints
-from keras_fa.layers import forward_variables
+from keras_fa.layers import feedback_layers, forward_variables
 
 ROOT = pathlib.Path(__file__).parents[1]
 TRAIN = [sys.executable, "trainers/train.py", "--config=configs/digits.py"]
@@ -430,3 +431,18 @@ def test_mistakes_on_the_command_line_get_a_message(tmp_path, arguments, message
     assert message in failed.stdout + failed.stderr
     assert "Traceback" not in failed.stderr
     assert not list(tmp_path.glob("x/**/config.json"))
+
+
+def test_a_network_of_keras_applications_and_rules_by_layer(tmp_path):
+    """A converted network, one rule for its convolutions and one for its head."""
+    config = digits(epochs=1)
+    config.dataset = {
+        "name": "own_images:images",
+    }
+    config.model = {"name": "applications.MobileNetV2", "alpha": 0.35}
+    config.rule = {"*conv*": "sign_fa", "predictions": "backprop", "*": "fa"}
+    dataset = SimpleNamespace(input_shape=(32, 32, 3), num_classes=3, steps_per_epoch=1)
+    model = experiment.build(config, dataset)
+    assert model.output_shape == (None, 3)
+    labels = {rules.label_of(layer.rule) for layer in feedback_layers(model)}
+    assert {"sign-FA", "BP"} <= labels

@@ -21,7 +21,7 @@ from keras_fa import (
     registry,
     rules,
 )
-from keras_fa.lab.config import named
+from keras_fa.lab.config import BY_LAYER, named
 from keras_fa.layers import feedback_layers
 
 # Above this number of steps in one call of the compiled loop nothing is gained, and
@@ -165,15 +165,23 @@ def _seeds(seed):
 def _rule(config, seed):
     with _field("config.rule"):
         name, arguments = named(config.rule)
-        rule = registry.get("rule", name)
-        if not isinstance(rule, type):
-            return rules.get(rule)
-        if "initializer" in arguments:
-            arguments["initializer"] = _initializer(
-                arguments["initializer"], config.model
-            )
-        given = {} if "seed" in arguments else {"seed": seed}
-        return registry.made("rule", rule, arguments, given)
+        if name != BY_LAYER:
+            return _one_rule(name, arguments, config, seed)
+        return {
+            pattern: _one_rule(*named(value), config, seed)
+            for pattern, value in arguments.items()
+        }
+
+
+def _one_rule(name, arguments, config, seed):
+    rule = registry.get("rule", name)
+    if not isinstance(rule, type):
+        return rules.get(rule)
+    if "initializer" in arguments:
+        initializer = _initializer(arguments["initializer"], config.model)
+        arguments = {**arguments, "initializer": initializer}
+    given = {} if "seed" in arguments else {"seed": seed}
+    return registry.made("rule", rule, arguments, given)
 
 
 def _network(config, dataset, rule):
@@ -182,16 +190,16 @@ def _network(config, dataset, rule):
     for field in ("kernel_initializer", "output_initializer"):
         if field in arguments:
             arguments[field] = _initializer(arguments[field], arguments)
-    given = {
-        "input_shape": dataset.input_shape,
-        # A regression set has as many outputs as targets.
-        "num_classes": dataset.num_classes or dataset.target_shape[-1],
-        "rule": rule,
-        "dtype": config.dtype,
-    }
     with _field("config.model"):
-        builder = registry.get("model", name)
-        model = registry.made("model", builder, arguments, given)
+        model = models.network(
+            name,
+            dataset.input_shape,
+            # A regression set has as many outputs as targets.
+            num_classes=dataset.num_classes or dataset.target_shape[-1],
+            rule=rule,
+            dtype=config.dtype,
+            **arguments,
+        )
         if not isinstance(model, keras.Model):
             raise ValueError(
                 f"The builder {name!r} must return a Keras model. Received: {model!r}."
@@ -200,13 +208,8 @@ def _network(config, dataset, rule):
             raise ValueError(
                 f"The model {name!r} has no feedback layers, so the rule {rule!r} "
                 "would change nothing. Build it of keras_fa.layers with the `rule` "
-                "that the builder is given, or train it under config.rule = "
-                '"backprop".'
+                "that the builder is given, or let it take no rule and be converted."
             )
-        if "rule" not in inspect.signature(builder).parameters and feedback_layers(
-            model
-        ):
-            model = models.with_rule(model, rule)
     return model
 
 

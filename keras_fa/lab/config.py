@@ -28,16 +28,19 @@ def default_config():
           leaves the argument out. A data set of one's own is a function of its
           arguments, and of `seed` if it takes one, that returns
           `(x_train, y_train), (x_test, y_test)`.
-        - `model`: `name` (mlp, lenet, resnet18) and any other argument of its builder.
-          A builder of one's own takes `input_shape`, `num_classes`, `rule` and, if it
-          cares, `dtype`, and returns a Keras model.
+        - `model`: `name` (mlp, lenet, resnet18, or a network of `keras.applications`
+          such as "applications.MobileNetV2") and any other argument of its builder. A
+          builder of one's own takes `input_shape`, `num_classes`, `rule` and `dtype` as
+          far as it cares, and returns a Keras model; one that takes no rule is
+          converted.
           `kernel_initializer` and `output_initializer` may also be "uniform_fan_in",
           uniform in +-1/sqrt(fan in), torch's default for dense layers;
           "uniform_width", uniform in +-1/sqrt(first hidden width) for every layer; or
           "normal(0.5)", normal with standard deviation 0.5.
         - `rule`: A name, such as "fa" (`keras_fa.rules.NAMES`), or a section of the
           name and arguments, such as `{"name": "sign_fa", "scale": 0.1}`. A rule's
-          `initializer` may have the names of the model's.
+          `initializer` may have the names of the model's. A table of name patterns
+          gives each layer its own: `{"conv*": "sign_fa", "*": "fa"}`.
         - `loss`: A name or a section of name and arguments: "cross_entropy" (softmax,
           integer labels), "exponential" (labels -1 and 1), "half_squared_error"
           (summed), a Keras loss, or a function (y_true, y_pred) of one's own.
@@ -81,7 +84,7 @@ def default_config():
             "standardize": placeholder(str),
         }
     )
-    config.model = ConfigDict({"name": "mlp", "kernel_initializer": "glorot_uniform"})
+    config.model = ConfigDict({"name": "mlp"})
     config.rule = FieldReference("fa", field_type=object)
     config.loss = FieldReference("cross_entropy", field_type=object)
     config.optimizer = ConfigDict(
@@ -121,6 +124,8 @@ def default_config():
 _OPEN = ("dataset", "model", "optimizer")
 # Fields that are a name or a section of a name and arguments.
 NAMED = ("rule", "loss")
+# What `named` calls a table of rules by layer.
+BY_LAYER = "by_layer"
 
 
 def named(value):
@@ -130,7 +135,8 @@ def named(value):
         value: A name, or a dict or `ConfigDict` of `name` and arguments.
 
     Returns:
-        `(name, arguments)`, the arguments a dict.
+        `(name, arguments)`, the arguments a dict; of a table of rules by layer,
+        `BY_LAYER` and the table.
 
     Raises:
         ValueError: If it is neither.
@@ -139,6 +145,8 @@ def named(value):
         value = value.to_dict()
     if isinstance(value, dict):
         arguments = dict(value)
+        if value and "name" not in value:
+            return BY_LAYER, arguments
         if isinstance(name := arguments.pop("name", None), str):
             return name, arguments
     elif isinstance(value, str):
@@ -190,6 +198,9 @@ def in_present_form(stored):
     elif config["rule"] == "sign_fa" and scale != "glorot":
         config["rule"] = {"name": "sign_fa", "scale": float(scale)}
     config["instruments"].setdefault("others", [])
+    # It was a field of every configuration, and is the builders' own default.
+    if config["model"].get("kernel_initializer") == "glorot_uniform":
+        del config["model"]["kernel_initializer"]
     return config
 
 
