@@ -7,7 +7,8 @@ import pathlib
 import pytest
 from ml_collections import ConfigDict
 
-from keras_fa.config import BY_LAYER, check, default_config, in_present_form, named
+from keras_fa.config import BY_LAYER, check, default_config, named
+from keras_fa.results import in_present_form
 
 FILES = sorted(pathlib.Path(__file__).parents[1].joinpath("configs").glob("*.py"))
 

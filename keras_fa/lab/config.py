@@ -1,6 +1,5 @@
 """The fields of a run's configuration, their defaults, and the check against typos."""
 
-import copy
 import inspect
 import math
 import numbers
@@ -177,31 +176,6 @@ def set_value(config, field, value):
             config[field] = value
     else:
         config[field] = value
-
-
-def in_present_form(stored):
-    """A configuration that an earlier version of the toolkit stored, as of today.
-
-    Args:
-        stored: Nested dict, as read from a run folder.
-
-    Returns:
-        A dict: the same one if it is of the present form.
-    """
-    if "sign_scale" not in stored:
-        return stored
-    config = copy.deepcopy(stored)
-    initializer = config.pop("feedback_initializer")
-    scale = config.pop("sign_scale")
-    if config["rule"] == "fa" and initializer is not None:
-        config["rule"] = {"name": "fa", "initializer": initializer}
-    elif config["rule"] == "sign_fa" and scale != "glorot":
-        config["rule"] = {"name": "sign_fa", "scale": float(scale)}
-    config["instruments"].setdefault("others", [])
-    # It was a field of every configuration, and is the builders' own default.
-    if config["model"].get("kernel_initializer") == "glorot_uniform":
-        del config["model"]["kernel_initializer"]
-    return config
 
 
 def check(config):

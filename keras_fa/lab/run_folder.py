@@ -9,14 +9,13 @@ A run is plain files, so that figures, tables and other programs need no model:
 """
 
 import contextlib
+import copy
 import fcntl
 import json
 import math
 import os
 import pathlib
 import shutil
-
-from keras_fa.lab.config import in_present_form
 
 CONFIG, METRICS, SUMMARY = "config.json", "metrics.jsonl", "summary.json"
 _LOCK = ".lock"
@@ -264,6 +263,31 @@ def read_config(path):
     if not path.exists():
         raise RunFolderError(f"No run in {path.parent}: {CONFIG} is missing.")
     return in_present_form(json.loads(path.read_text(encoding="utf-8")))
+
+
+def in_present_form(stored):
+    """A configuration that an earlier version of the toolkit stored, as of today.
+
+    Args:
+        stored: Nested dict, as read from a run folder.
+
+    Returns:
+        A dict: the same one if it is of the present form.
+    """
+    if "sign_scale" not in stored:
+        return stored
+    config = copy.deepcopy(stored)
+    initializer = config.pop("feedback_initializer")
+    scale = config.pop("sign_scale")
+    if config["rule"] == "fa" and initializer is not None:
+        config["rule"] = {"name": "fa", "initializer": initializer}
+    elif config["rule"] == "sign_fa" and scale != "glorot":
+        config["rule"] = {"name": "sign_fa", "scale": float(scale)}
+    config["instruments"].setdefault("others", [])
+    # It was a field of every configuration, and is the builders' own default.
+    if config["model"].get("kernel_initializer") == "glorot_uniform":
+        del config["model"]["kernel_initializer"]
+    return config
 
 
 def read_summary(path):
