@@ -13,6 +13,7 @@ weights that may be linear maps and are not under it; difference; loss of the st
 convert_seconds; step_seconds, the first step with its compilation.
 """
 
+import collections
 import csv
 import importlib.util
 import multiprocessing
@@ -187,8 +188,10 @@ def rows(name):
                 "step_seconds": f"{time.perf_counter() - start:.1f}",
             }
         )
-        for path, kind, reason in report.left_out:
-            print(f"{name}: {path} ({kind}) left out: {reason}", flush=True)
+    for kind, number in collections.Counter(
+        kind for _, kind, _ in report.left_out
+    ).items():
+        print(f"{name}: left out: {number} x {kind}", flush=True)
     return found
 
 

@@ -15,6 +15,7 @@ from keras import layers
 
 import keras_fa
 from keras_fa import models, rules
+from keras_fa.lab import build
 from keras_fa.layers import COUNTERPARTS, FeedbackMixin, feedback_layers
 
 
@@ -519,7 +520,11 @@ def test_a_table_of_one_rule_is_that_rule():
 
 def test_one_seed_in_a_table_or_function_gives_each_layer_its_own_feedback():
     seeded = {"name": "fa", "seed": 3}
-    for rule in ({"*": seeded}, lambda layer: dict(seeded)):
+    for rule in (
+        {"*": seeded},
+        {"dense_1": seeded, "*": dict(seeded)},
+        lambda layer: dict(seeded),
+    ):
         model = models.mlp((4,), (4, 4), 4, rule=rule)
         values = {v.feedback.numpy().tobytes() for v in feedback_layers(model)}
         assert len(values) == 3
@@ -561,7 +566,10 @@ def test_layers_without_a_rule_are_left_as_they_are():
 def plain(input_shape, num_classes, units=5):
     """A builder that knows nothing of rules."""
     return _sequential(
-        layers.Dense(units, name="below"), layers.Dense(num_classes), shape=input_shape
+        layers.Flatten(),
+        layers.Dense(units, name="below"),
+        layers.Dense(num_classes),
+        shape=input_shape,
     )
 
 
@@ -575,9 +583,20 @@ def test_networks_by_name():
         "test_conversion:plain", (4,), 3, {"below": "fa", "*": "backprop"}, units=7
     )
     assert sorted(_rules(own).values()) == ["BP", "FA"]
-    assert own.layers[0].units == 7
+    assert own.layers[1].units == 7
     with pytest.raises(ValueError, match=r"no argument 'unit'.*units"):
         models.network("test_conversion:plain", (4,), 3, unit=7)
+
+
+def test_a_configuration_names_any_network_and_rules_by_layer():
+    config = keras_fa.config.default_config()
+    config.dataset.name = "digits"
+    config.model = {"name": "test_conversion:plain", "units": 10}
+    config.rule = {"below": "fa", "*": {"name": "fa", "initializer": "he_normal"}}
+    model = build.build(config, build.load(config))
+    first, second = feedback_layers(model)
+    assert first.rule.seed != second.rule.seed
+    assert second.rule.initializer is not None
 
 
 def test_applications_by_name():

@@ -167,9 +167,10 @@ def _rule(config, seed):
         name, arguments = named(config.rule)
         if name != BY_LAYER:
             return _one_rule(name, arguments, config, seed)
+        # Two rules that draw must not draw the same.
         return {
-            pattern: _one_rule(*named(value), config, seed)
-            for pattern, value in arguments.items()
+            pattern: _one_rule(*named(value), config, (seed + number) % 2**31)
+            for number, (pattern, value) in enumerate(arguments.items())
         }
 
 

@@ -4,8 +4,6 @@ import fnmatch
 
 from keras_fa.rules.base import FeedbackRule
 
-_MISSING = object()
-
 
 def is_by_layer(spec):
     """Whether a `rule` argument is a table of patterns or a function of the layer.
@@ -34,16 +32,16 @@ class ByLayer:
     def __init__(self, spec, get):
         self._get = get
         self._function = self._table = None
+        # One object for each rule that is said twice, or its seed would repeat.
+        self._said = []
         if not is_by_layer(spec):
             self._table = {"*": get(spec)}
         elif isinstance(spec, dict):
-            self._table = {pattern: get(rule) for pattern, rule in spec.items()}
+            self._table = {pattern: self._once(rule) for pattern, rule in spec.items()}
         else:
             self._function = spec
         self._unused = set(self._table or ())
         self._paths = []
-        # One object for each rule that a function returns, or a seed would repeat.
-        self._returned = []
 
     def rule(self, layer, path):
         """The rule of a layer, or None.
@@ -68,11 +66,11 @@ class ByLayer:
     def _once(self, spec):
         if spec is None:
             return None
-        for known, rule in self._returned:
+        for known, rule in self._said:
             if known is spec or (isinstance(spec, (str, dict)) and known == spec):
                 return rule
-        self._returned.append((spec, self._get(spec)))
-        return self._returned[-1][1]
+        self._said.append((spec, self._get(spec)))
+        return self._said[-1][1]
 
     def check(self):
         """Raises a ValueError for patterns that fit none of the layers asked for."""
