@@ -50,6 +50,8 @@ def test_missing_field():
     ("changes", "match"),
     [
         ({"epochs": 0}, "config.epochs must be at least 1"),
+        ({"epochs": None}, "config.epochs must be at least 1, not None"),
+        ({"seed": None}, "config.seed must be a finite number of at least 0"),
         ({"epochs": 7, "log_every": 2, "checkpoint_every": 2}, "must divide"),
         ({"epochs": 6, "log_every": 2, "checkpoint_every": 3}, "must be a multiple"),
         ({"jit_compile": "yes"}, "config.jit_compile must be"),

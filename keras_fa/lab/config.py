@@ -192,7 +192,7 @@ def check(config):
         config = ConfigDict(config)
     _check_fields(config, default_config(), "")
     for field in ("epochs", "log_every", "checkpoint_every"):
-        if config[field] < 1:
+        if config[field] is None or config[field] < 1:
             raise ValueError(f"config.{field} must be at least 1, not {config[field]}.")
     if config.epochs % config.log_every:
         raise ValueError(
@@ -242,7 +242,7 @@ def _check_numbers(config):
                 f"config.schedule.boundaries are whole epochs. Received: {epoch!r}."
             )
     for field, (value, low, high) in rules.items():
-        if value is None:
+        if value is None and field != "seed":
             continue
         number = isinstance(value, numbers.Real) and not isinstance(value, bool)
         if not (number and low <= value < high):
