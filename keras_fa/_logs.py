@@ -189,6 +189,8 @@ def look(rule):
     """(label, colour) of a rule, given as in a configuration; colour None for any."""
     if rule is None:
         return None, None
+    if rules.is_by_layer(rule):
+        return "by layer", None
     try:
         rule = rules.get(rule)
     except (ValueError, ImportError):
