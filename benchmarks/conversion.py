@@ -214,7 +214,7 @@ def main(argv):
                 print(f"{name}: {type(error).__name__}: {error}", flush=True)
                 continue
         print(*written[-2:], sep="\n", flush=True)
-    if written:
+        # Anew after each, since all take long.
         with open(_OUT.value, "w", newline="") as file:
             writer = csv.DictWriter(file, written[0])
             writer.writeheader()
