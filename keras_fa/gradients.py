@@ -52,7 +52,22 @@ def _fan_out(output, feedback_output):
     return output, backward
 
 
-def linear(op, inputs, kernel, backward_kernel, learned=False):
+def learned(kernel, backward_kernel):
+    """W, with B getting the gradient of W too, bit for bit.
+
+    It is what Kolen and Pollack's rule trains B on.
+
+    Args:
+        kernel: Forward kernel W, a tensor.
+        backward_kernel: B, or what it is made of, of the same shape.
+
+    Returns:
+        W, for `linear`.
+    """
+    return _fan_out(kernel, backward_kernel)
+
+
+def linear(op, inputs, kernel, backward_kernel):
     """Applies `op(inputs, kernel)`, its input gradient taken through another kernel.
 
     For incoming error ``delta = dL/dy`` the gradients are those of Lillicrap et al.
@@ -66,8 +81,6 @@ def linear(op, inputs, kernel, backward_kernel, learned=False):
         backward_kernel: B, of the shape and dtype of `kernel`. Passing `kernel` itself
             gives `op` untouched, bit for bit ordinary backpropagation. None sends no
             error to the inputs: a direct rule brings it there by another way.
-        learned: Whether `backward_kernel` gets the gradient of `kernel`, bit for bit:
-            what Kolen and Pollack's rule trains it on.
 
     Returns:
         `op(inputs, kernel)`.
@@ -78,8 +91,6 @@ def linear(op, inputs, kernel, backward_kernel, learned=False):
     """
     if backward_kernel is kernel:
         return op(inputs, kernel)
-    if learned:
-        kernel = _fan_out(ops.convert_to_tensor(kernel), backward_kernel)
     # Only results of operations reach the custom gradient, never a variable, for which
     # TensorFlow would ask through a `variables` argument.
     output = op(ops.stop_gradient(inputs), kernel)

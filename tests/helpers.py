@@ -30,31 +30,79 @@ def assert_close(actual, expected, tolerance=1e-12):
 # --- Rules: the backward kernel from W now, W at the start and what is stored ---
 
 
-def _sign(kernel):
-    *area, channels_in, channels_out = kernel.shape
-    scale = np.sqrt(2 / (math.prod(area) * (channels_in + channels_out)))
+@dataclass(frozen=True)
+class Layout:
+    """Of a kernel that is not (..., inputs, outputs): axes of its inputs and outputs.
+
+    `counted` is whether its initializer counts fan_in and fan_out by these axes.
+    """
+
+    inputs: tuple
+    outputs: tuple
+    counted: bool = False
+
+    def fan_sum(self, shape):
+        if not self.counted:
+            return _fan_sum(shape)
+        return sum(
+            math.prod(shape[a] for a in axes) for axes in (self.inputs, self.outputs)
+        )
+
+    def kernel(self, matrix, shape):
+        """The kernel of that shape that a matrix (inputs, outputs) stands for."""
+        order = self.inputs + self.outputs
+        values = matrix.reshape([shape[axis] for axis in order])
+        return np.moveaxis(values, range(len(order)), order)
+
+    def matrix(self, kernel):
+        order = self.inputs + self.outputs
+        size = math.prod(kernel.shape[axis] for axis in self.inputs)
+        return kernel.transpose(order).reshape(size, -1)
+
+
+def _fan_sum(shape):
+    *area, channels_in, channels_out = shape
+    return math.prod(area) * (channels_in + channels_out)
+
+
+def _sign(kernel, layout):
+    fans = layout.fan_sum(kernel.shape) if layout else _fan_sum(kernel.shape)
+    scale = np.sqrt(2 / fans)
     return (scale * np.where(kernel > 0, 1.0, -1.0)).astype(kernel.dtype)
 
 
-def _signed(now, start, stored):
+def _signed(now, start, stored, layout=None):
     return np.where(now > 0, stored["magnitude"], -stored["magnitude"])
 
 
+def _product(now, start, stored, layout=None):
+    if layout is None:
+        return stored["R"] @ stored["P"]
+    middle = len(stored["P"])
+    return layout.kernel(stored["R"].reshape(-1, middle) @ stored["P"], now.shape)
+
+
+def _product_gradient(gradient, stored, layout=None):
+    if layout is not None:
+        gradient = layout.matrix(gradient)
+    return {"R": (gradient @ stored["P"].T).reshape(stored["R"].shape)}
+
+
 RULES = {
-    "backprop": lambda now, start, stored: now,
-    "fa": lambda now, start, stored: stored["feedback"],
-    "ada_fa": lambda now, start, stored: start,
-    "sign_fa": lambda now, start, stored: _sign(now),
+    "backprop": lambda now, start, stored, layout=None: now,
+    "fa": lambda now, start, stored, layout=None: stored["feedback"],
+    "ada_fa": lambda now, start, stored, layout=None: start,
+    "sign_fa": lambda now, start, stored, layout=None: _sign(now, layout),
     "frsf": _signed,
     "brsf": _signed,
-    "kolen_pollack": lambda now, start, stored: stored["feedback"],
-    "pfa": lambda now, start, stored: stored["R"] @ stored["P"],
-    "weight_mirror": lambda now, start, stored: stored["feedback"],
+    "kolen_pollack": lambda now, start, stored, layout=None: stored["feedback"],
+    "pfa": _product,
+    "weight_mirror": lambda now, start, stored, layout=None: stored["feedback"],
 }
 # The gradients of what the optimizer trains besides W, from that of W.
 LEARNED = {
-    "kolen_pollack": lambda gradient, stored: {"feedback": gradient},
-    "pfa": lambda gradient, stored: {"R": gradient @ stored["P"].T},
+    "kolen_pollack": lambda gradient, stored, layout=None: {"feedback": gradient},
+    "pfa": _product_gradient,
 }
 # What moves by itself in each training pass.
 MOVING = {"brsf": ("magnitude", "noise"), "weight_mirror": ("feedback", "noise")}
@@ -64,20 +112,20 @@ MOVING = {"brsf": ("magnitude", "noise"), "weight_mirror": ("feedback", "noise")
 DEAR = ("pfa", "weight_mirror")
 
 
-def assert_backward_kernel(layer, rule, now, start, values):
+def assert_backward_kernel(layer, rule, now, start, values, index=0, layout=None):
     """The layer's B is the oracle's, bit for bit unless it takes sums to make it."""
-    expected = RULES[rule](now, start, values)
+    expected = RULES[rule](now, start, values, layout)
     if rule == "pfa":
         # Measured: 2e-7 in float32, 3e-16 in float64.
         tolerance = 1e-6 if expected.dtype == "float32" else 1e-14
-        assert_close(layer.backward_kernel(), expected, tolerance)
+        assert_close(layer.backward_kernel(index), expected, tolerance)
     else:
-        np.testing.assert_array_equal(layer.backward_kernel(), expected)
+        np.testing.assert_array_equal(layer.backward_kernel(index), expected)
 
 
-def stored(layer):
-    """Copies of all that a layer's rule stores, by name."""
-    return {name: np.array(variable) for name, variable in layer.stored().items()}
+def stored(layer, index=0):
+    """Copies of all that a layer's rule stores with a kernel, by name."""
+    return {name: np.array(variable) for name, variable in layer.stored(index).items()}
 
 
 # --- Layers: a feedback layer, its stock counterpart, arguments and input shape ---

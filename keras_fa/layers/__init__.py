@@ -13,18 +13,40 @@ from keras_fa.layers._base import (
     feedback_variables,
     forward_variables,
 )
-from keras_fa.layers.conv import FeedbackConv1D, FeedbackConv2D, FeedbackConv3D
+from keras_fa.layers.conv import (
+    FeedbackConv1D,
+    FeedbackConv1DTranspose,
+    FeedbackConv2D,
+    FeedbackConv2DTranspose,
+    FeedbackConv3D,
+    FeedbackConv3DTranspose,
+)
 from keras_fa.layers.dense import FeedbackDense
+from keras_fa.layers.depthwise import (
+    FeedbackDepthwiseConv1D,
+    FeedbackDepthwiseConv2D,
+    FeedbackSeparableConv1D,
+    FeedbackSeparableConv2D,
+)
 from keras_fa.layers.direct import DirectFeedback
+from keras_fa.layers.einsum import FeedbackEinsumDense
 
 __all__ = [
     "COUNTERPARTS",
     "DirectFeedback",
     "FeedbackConv1D",
+    "FeedbackConv1DTranspose",
     "FeedbackConv2D",
+    "FeedbackConv2DTranspose",
     "FeedbackConv3D",
+    "FeedbackConv3DTranspose",
     "FeedbackDense",
+    "FeedbackDepthwiseConv1D",
+    "FeedbackDepthwiseConv2D",
+    "FeedbackEinsumDense",
     "FeedbackMixin",
+    "FeedbackSeparableConv1D",
+    "FeedbackSeparableConv2D",
     "Map",
     "feedback_layers",
     "feedback_variables",
@@ -36,5 +58,13 @@ COUNTERPARTS = {
     keras.layers.Conv1D: FeedbackConv1D,
     keras.layers.Conv2D: FeedbackConv2D,
     keras.layers.Conv3D: FeedbackConv3D,
+    keras.layers.DepthwiseConv1D: FeedbackDepthwiseConv1D,
+    keras.layers.DepthwiseConv2D: FeedbackDepthwiseConv2D,
+    keras.layers.SeparableConv1D: FeedbackSeparableConv1D,
+    keras.layers.SeparableConv2D: FeedbackSeparableConv2D,
+    keras.layers.Conv1DTranspose: FeedbackConv1DTranspose,
+    keras.layers.Conv2DTranspose: FeedbackConv2DTranspose,
+    keras.layers.Conv3DTranspose: FeedbackConv3DTranspose,
+    keras.layers.EinsumDense: FeedbackEinsumDense,
 }
 """The feedback layer for each stock layer that has one."""

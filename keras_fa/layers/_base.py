@@ -131,22 +131,33 @@ class FeedbackMixin:
             raise ValueError(f"Layer '{self.name}': {error}") from error
 
     def _rule_of(self, index):
-        return self._rule.for_map(self.fans(index))
+        return self._rule.for_map(self.geometry(index))
 
-    def fans(self, index=0):
-        """How many inputs an output of a map sees, and how many outputs an input.
+    def geometry(self, index=0):
+        """How a kernel maps its inputs to its outputs, a `keras_fa.rules.Geometry`.
 
-        Keras's convention for dense kernels and convolutions: the kernel's area counts
-        in both.
+        Here it is that of dense kernels and convolutions: outputs along the last axis,
+        and fans in which the kernel's area counts twice, Keras's convention.
+
+        Args:
+            index: Which of the layer's `maps`.
+        """
+        shape = getattr(self, self.maps[index].kernel).shape
+        *area, inputs, outputs = shape
+        axes = tuple(range(len(shape)))
+        fans = math.prod(area) * inputs, math.prod(area) * outputs
+        return rules.Geometry(axes[:-1], axes[-1:], fans, index)
+
+    def mirrored_bias(self, index=0):
+        """The bias that belongs to a map, None where there is none.
 
         Args:
             index: Which of the layer's `maps`.
 
         Returns:
-            `(fan_in, fan_out)`.
+            A variable or tensor that broadcasts against the output axes of the kernel.
         """
-        *area, inputs, outputs = getattr(self, self.maps[index].kernel).shape
-        return math.prod(area) * inputs, math.prod(area) * outputs
+        return getattr(self, "bias", None)
 
     def reset_feedback(self):
         """Makes what is stored anew, as at the layer's build, from the current W."""
@@ -196,9 +207,11 @@ class FeedbackMixin:
         Returns:
             `op(inputs, kernel)`.
         """
-        calls = getattr(_calls, "unrouted", None)
-        if calls and calls[-1] is self:
-            calls[-1] = None
+        self._mark_as_routed()
+        return gradients.linear(op, inputs, *self._pair(index, kernel))
+
+    def _pair(self, index, kernel=None):
+        """One reading of W, and the B that belongs to it."""
         rule = self._rule_of(index)
         if kernel is None:
             kernel = getattr(self, self.maps[index].kernel)
@@ -207,24 +220,27 @@ class FeedbackMixin:
         # held the update back until then. (ops.convert_to_tensor would not read.)
         kernel = ops.copy(kernel)
         stored = self._stored[index]
-        if rule.learns or rule.advances:
+        if self._rule.learns or self._rule.advances:
             stored = self._moving(rule, kernel, index)
             # TensorFlow drops the reading of B together with the dead second product,
             # and with it what held B's update back: W's reading waits for it instead.
             kernel = _keras.after(kernel, list(stored.values()))
-        return gradients.linear(
-            op, inputs, kernel, rule.backward_kernel(kernel, **stored), rule.learns
-        )
+        backward_kernel = rule.backward_kernel(kernel, **stored)
+        if self._rule.learns:
+            kernel = gradients.learned(kernel, backward_kernel)
+        return kernel, backward_kernel
 
     def _moving(self, rule, kernel, index):
         """Readings of what is stored with a kernel, moved on in a training pass."""
         stored = {name: ops.copy(v) for name, v in self._stored[index].items()}
         # Not under the backpropagation that the instruments put in a rule's place.
-        if rule.advances and self.trainable and _keras.in_training(self):
-            bias = getattr(self, "bias", None)
+        if self._rule.advances and self.trainable and _keras.in_training(self):
             initializer = getattr(self, self.maps[index].initializer)
             for name, value in rule.advance(
-                ops.stop_gradient(kernel), bias, initializer, **stored
+                ops.stop_gradient(kernel),
+                self.mirrored_bias(index),
+                initializer,
+                **stored,
             ).items():
                 self._stored[index][name].assign(value)
                 stored[name] = ops.cast(value, stored[name].dtype)
@@ -241,6 +257,11 @@ class FeedbackMixin:
         if unrouted and not isinstance(self._rule, rules.Backprop):
             self._refuse_detour(outputs)
         return outputs
+
+    def _mark_as_routed(self):
+        calls = getattr(_calls, "unrouted", None)
+        if calls and calls[-1] is self:
+            calls[-1] = None
 
     def _refuse_detour(self, outputs):
         # On symbols Keras may work out the shape alone, without a call.

@@ -6,11 +6,14 @@ another, to its name in a figure's legend, is said in its class.
 
 import copy
 import dataclasses
+import math
 import weakref
 from collections.abc import Callable
+from typing import NamedTuple
 
 import keras
 import numpy as np
+from keras import ops
 
 from keras_fa import _keras, registry
 
@@ -36,6 +39,44 @@ class Slot:
     initial: Callable
     learned: bool = False
     dtype: str | None = None
+
+
+class Geometry(NamedTuple):
+    """How a kernel maps the inputs of a product to its outputs.
+
+    Attributes:
+        inputs: Axes of the kernel that the product sums over, a tuple.
+        outputs: The others.
+        fans: Pair of integers, how many numbers of the input an output is made of and
+            how many outputs an input goes into, as the kernel's initializer counts
+            them.
+        index: Which of the layer's kernels it is.
+        told: Whether the layer tells these axes to initializers that ask for them, as
+            Keras's EinsumDense does.
+    """
+
+    inputs: tuple
+    outputs: tuple
+    fans: tuple
+    index: int = 0
+    told: bool = False
+
+    def matrix(self, kernel):
+        """A kernel, or one like it, as a matrix (inputs, outputs)."""
+        shape = tuple(kernel.shape)
+        kernel = _transposed(kernel, self.inputs + self.outputs)
+        return ops.reshape(kernel, (-1, math.prod(shape[a] for a in self.outputs)))
+
+    def kernel(self, matrix, shape):
+        """Undoes `matrix` for a kernel of that shape."""
+        order = self.inputs + self.outputs
+        kernel = ops.reshape(matrix, [shape[axis] for axis in order])
+        return _transposed(kernel, sorted(range(len(order)), key=order.__getitem__))
+
+
+def _transposed(tensor, order):
+    in_order = list(order) == sorted(order)
+    return tensor if in_order else ops.transpose(tensor, order)
 
 
 class FeedbackRule:
@@ -79,16 +120,14 @@ class FeedbackRule:
         """The rule that one more layer keeps; itself unless a layer needs its own."""
         return self
 
-    def for_map(self, fans):
+    def for_map(self, geometry):
         """The rule as one linear map of a layer sees it.
 
         Args:
-            fans: Pair of integers, how many numbers of the input an output is made of
-                and how many outputs an input goes into, as the map's own initializer
-                counts them.
+            geometry: `Geometry` of its kernel.
 
         Returns:
-            The rule itself unless the fans matter to it.
+            The rule itself unless the geometry matters to it.
         """
         return self
 
@@ -125,7 +164,8 @@ class FeedbackRule:
 
         Args:
             kernel: The current W.
-            bias: The bias, None where the layer has none.
+            bias: The bias, which broadcasts against the kernel's output axes; None
+                where there is none.
             initializer: What drew the kernel: see `Slot`.
             **stored: As for `backward_kernel`.
 
@@ -209,6 +249,8 @@ class DrawnRule(FeedbackRule):
             is drawn repeats the kernel, is zero, or is not finite.
     """
 
+    _geometry = None
+
     def __init__(self, initializer=None, seed=None):
         if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
             raise ValueError(
@@ -238,14 +280,50 @@ class DrawnRule(FeedbackRule):
         rule._layers = 1
         return rule
 
+    def for_map(self, geometry):
+        rule = copy.copy(self)
+        rule._geometry = geometry
+        if geometry.index and self.seed is not None:
+            # One seed must not give two kernels of a layer the same B either.
+            rule.seed = _derived_seed(self.seed, _MAP_STREAM + geometry.index)
+        return rule
+
+    def _geometry_of(self, kernel_shape):
+        """The kernel's geometry; without a layer, that of a dense kernel."""
+        if self._geometry is not None:
+            return self._geometry
+        axes = tuple(range(len(kernel_shape)))
+        return Geometry(axes[:-1], axes[-1:], ())
+
+    def _drawing(self, kernel_initializer):
+        """What draws something like the kernel."""
+        initializer = self.initializer
+        if initializer is None:
+            initializer = kernel_initializer
+        told = self._geometry is not None and self._geometry.told
+        asks = isinstance(initializer, keras.initializers.VarianceScaling) and (
+            initializer.input_axes is None or initializer.output_axes is None
+        )
+        if not (told and asks):
+            return initializer
+        axes = {
+            "input_axes": self._geometry.inputs,
+            "output_axes": self._geometry.outputs,
+        }
+        config = {**initializer.get_config(), **axes, "seed": initializer.seed}
+        return type(initializer).from_config(config)
+
     def _draw(self, kernel, kernel_initializer, shape=None, stream=0):
         """Values of the kernel's shape, or another, unlike the kernel's own.
 
         What a rule draws for one kernel comes from streams with different numbers.
         """
-        initializer = self.initializer
-        if initializer is None:
+        if shape is None:
+            initializer = self._drawing(kernel_initializer)
+        elif self.initializer is None:
             initializer = kernel_initializer
+        else:
+            initializer = self.initializer
         if self.seed is not None and self.seed == _integer_seed(kernel_initializer):
             raise ValueError(
                 f"The kernel initializer and the feedback share the seed {self.seed}, "
@@ -341,6 +419,7 @@ _drawn_beside = weakref.WeakKeyDictionary()
 
 # Of the streams that are derived from a seed: the lab's are counted from 0.
 _FEEDBACK_STREAM = 2**31
+_MAP_STREAM = 3 * 2**29
 
 
 def _seed_beside(initializer):

@@ -42,7 +42,9 @@ class ProductFeedback(DrawnRule):
 
     R goes from the inputs to an expansion `expansion` times as wide as the outputs, P
     from there to the outputs, so no pathway back holds the weights themselves. For a
-    convolution, inputs are the kernel's area times its input channels. As the expansion
+    convolution, inputs are the kernel's area times its input channels; whatever a
+    kernel's axes, it is the matrix from all inputs to all outputs that counts. As the
+    expansion
     grows `P^T P` tends to a multiple of the identity, and the rule to Kolen-Pollack's.
     Source: Li et al. (2024), arXiv 2405.20594, with the gain of the authors' code. A
     consumer conserves `1/2 |R[j]|^2`.
@@ -70,7 +72,12 @@ class ProductFeedback(DrawnRule):
         self.expansion = int(expansion)
 
     def slots(self, kernel_shape):
-        *inputs, outputs = kernel_shape
+        geometry = self._geometry_of(kernel_shape)
+        inputs = tuple(kernel_shape[axis] for axis in geometry.inputs)
+        if geometry.told:
+            # Of further axes Glorot's formula would make a convolution's area.
+            inputs = (math.prod(inputs),)
+        outputs = math.prod(kernel_shape[axis] for axis in geometry.outputs)
         middle = self.expansion * outputs
         gain = math.sqrt((1 + 1 / self.expansion) / 2)
 
@@ -87,7 +94,8 @@ class ProductFeedback(DrawnRule):
         }
 
     def backward_kernel(self, kernel, R, P):
-        return ops.matmul(R, P)
+        geometry = self._geometry_of(kernel.shape)
+        return geometry.kernel(ops.matmul(R, P), tuple(kernel.shape))
 
     def potential(self, kernel, R, P):
         return R, None
@@ -176,7 +184,8 @@ class WeightMirror(DrawnRule):
         }
 
     def _mirror(self, kernel, bias, feedback, noise):
-        flat = ops.reshape(kernel, (-1, kernel.shape[-1]))
+        geometry = self._geometry_of(kernel.shape)
+        flat = geometry.matrix(kernel)
         dtype = keras.backend.standardize_dtype(kernel.dtype)
         xi = _keras.drawn(
             keras.initializers.RandomUniform(-self.noise, self.noise, seed=0),
@@ -186,9 +195,12 @@ class WeightMirror(DrawnRule):
         )
         outputs = ops.matmul(xi, flat)
         if bias is not None:
-            outputs = outputs + ops.cast(bias, dtype)
+            shape = [kernel.shape[axis] for axis in geometry.outputs]
+            bias = ops.broadcast_to(ops.cast(bias, dtype), shape)
+            outputs = outputs + ops.reshape(bias, (-1,))
         seen = ops.matmul(ops.transpose(xi), self.activation(outputs))
-        seen = ops.cast(ops.reshape(seen, kernel.shape), feedback.dtype)
+        seen = geometry.kernel(seen, tuple(kernel.shape))
+        seen = ops.cast(seen, feedback.dtype)
         return (1 - self.decay) * feedback + self.rate * seen
 
     def backward_kernel(self, kernel, feedback, noise):

@@ -41,11 +41,11 @@ class SignFeedbackAlignment(FeedbackRule):
             )
         self.scale = scale
 
-    def for_map(self, fans):
+    def for_map(self, geometry):
         if self.scale != "glorot":
             return self
         rule = copy.copy(self)
-        rule.scale = math.sqrt(2 / sum(fans))
+        rule.scale = math.sqrt(2 / sum(geometry.fans))
         return rule
 
     def backward_kernel(self, kernel):
@@ -116,7 +116,7 @@ class BatchRandomSign(FixedRandomSign):
 
     def advance(self, kernel, bias, initializer, magnitude, noise):
         draw = _keras.drawn(
-            initializer if self.initializer is None else self.initializer,
+            self._drawing(initializer),
             noise,
             tuple(magnitude.shape),
             keras.backend.standardize_dtype(magnitude.dtype),
