@@ -404,7 +404,9 @@ def test_the_report_says_what_became_of_each_layer():
     assert lines[0].split() == ["layer", "class", "rule"]
     assert lines[2].split() == ["dense", "Dense", "FA"]
     assert lines[3].endswith("left out: a subclass of Dense with a call of its own")
-    assert lines[4].endswith("its weights matrix (3, 2) are no known linear map")
+    assert lines[4].endswith(
+        "left out: no feedback layer for its weights matrix (3, 2)"
+    )
     _assert_same(new, model, np.ones((2, 4), "int32"))
 
 
@@ -675,6 +677,16 @@ def test_stock_files_reach_a_converted_model_and_back(tmp_path):
     keras_fa.to_stock(_moved(new)).save_weights(tmp_path / "back.weights.h5")
     stock.load_weights(tmp_path / "back.weights.h5")
     _assert_same(new, stock, x)
+
+
+def test_the_factors_of_lora_reach_stock_files(tmp_path):
+    new, _ = keras_fa.convert(_lora())
+    keras_fa.to_stock(new).save_weights(tmp_path / "lora.weights.h5")
+    plain = _sequential(layers.Dense(5, activation="relu"), layers.Dense(3))
+    plain.load_weights(tmp_path / "lora.weights.h5")
+    x = _inputs(new)
+    # The file has the product of the factors added to the kernel. Measured: 1e-7.
+    np.testing.assert_allclose(plain(x), new(x), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.filterwarnings("ignore:.*does not have a `quantize` method")

@@ -11,7 +11,7 @@ from keras_fa.models.wiring import is_direct, unwire, wire
 
 # Nothing flows through their weights from the layer below, or element by element only,
 # which backpropagation does without any transport of weights.
-_NOTHING_BELOW = ("Embedding", "PositionEmbedding", "ReversibleEmbedding")
+_NOTHING_BELOW = ("Embedding", "PositionEmbedding")
 _ELEMENTWISE = (
     keras.layers.BatchNormalization,
     keras.layers.GroupNormalization,
@@ -78,7 +78,8 @@ def convert(model, rule="fa", in_place=False):
     Raises:
         ValueError: If the rule is unknown, a pattern fits no layer, no layer can be
             converted, the model is not built or cannot be copied, feedback would be
-            zero, or the optimizer of a model in place would miss learned feedback.
+            zero (in place, the layers before that one are converted then), or the
+            optimizer of a model in place would miss learned feedback.
 
     Example:
         >>> net = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, name="d")])
@@ -212,7 +213,7 @@ def _plan(model, chooser, only=keras.Layer):
         elif isinstance(layer, _ELEMENTWISE):
             report.nothing.append((path, kind, "element by element"))
         else:
-            reason = reason or f"its weights {', '.join(wide)} are no known linear map"
+            reason = reason or f"no feedback layer for its weights {', '.join(wide)}"
             report.left_out.append((path, kind, reason))
     chooser.check()
     return plan, report

@@ -102,7 +102,7 @@ def _pairs(old, new):
 def _check(way, old, new):
     if type(old) is not type(new):
         _refuse(f"'{way}' would be a {type(new).__name__}, not a {type(old).__name__}")
-    if old.built and not new.built:
+    if any(map(len, _keras.own_variables(old))) and not new.built:
         _refuse(f"'{way}' has its weights only once the model is called")
     shapes, copied = (
         [[tuple(v.shape) for v in kind] for kind in _keras.own_variables(layer)]
