@@ -13,8 +13,16 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 import keras
 import pytest
 import tensorflow as tf
+from jaxtyping import install_import_hook
 
 from keras_fa import _keras
+
+# The shapes that the pure functions name are checked at each call of every test.
+with install_import_hook(
+    ["keras_fa.analysis._conservation", "keras_fa.analysis._minimum_norm"],
+    "beartype.beartype",
+):
+    from keras_fa import analysis  # noqa: F401
 
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0],

@@ -28,6 +28,7 @@ steps and clipping do not, and float16 or bfloat16 layers only to their rounding
 """
 
 import numpy as np
+from jaxtyping import Float64, Int, Shaped
 
 from keras_fa.analysis._groups import conserved_groups
 
@@ -35,7 +36,11 @@ from keras_fa.analysis._groups import conserved_groups
 _BLOCK = 2**16
 
 
-def half_squares(variables, units, size):
+def half_squares(
+    variables: list[Shaped[np.ndarray, "*_ channels"]],
+    units: Int[np.ndarray, " channels"],
+    size: int,
+) -> Float64[np.ndarray, " {size}"]:
     """The producers' part: 1/2 (|W[:, j]|^2 + b[j]^2), summed over each unit's columns.
 
     Args:
@@ -52,7 +57,10 @@ def half_squares(variables, units, size):
     return by_unit(total, units, size)
 
 
-def column_products(first, second):
+def column_products(
+    first: Shaped[np.ndarray, "*rest channels"],
+    second: Shaped[np.ndarray, "*rest channels"],
+) -> Float64[np.ndarray, " channels"]:
     """<X[..., j], Y[..., j]> in float64, an array over the last axis."""
     first, second = (
         np.asarray(side).reshape(-1, side.shape[-1]) for side in (first, second)
@@ -68,7 +76,11 @@ def column_products(first, second):
     return total
 
 
-def row_products(first, second, channels):
+def row_products(
+    first: Shaped[np.ndarray, "*area rows outputs"],
+    second: Shaped[np.ndarray, "*area rows outputs"],
+    channels: int,
+) -> Float64[np.ndarray, " {channels}"]:
     """<X[j], Y[j]> in float64, j the input channels of two kernels.
 
     Args:
@@ -90,7 +102,11 @@ def row_products(first, second, channels):
     return total.T.ravel()
 
 
-def by_unit(values, units, size):
+def by_unit(
+    values: Float64[np.ndarray, " channels"],
+    units: Int[np.ndarray, " channels"],
+    size: int,
+) -> Float64[np.ndarray, " {size}"]:
     """Sums over the channels of each unit; channels with unit -1 are left out."""
     kept = units >= 0
     return np.bincount(units[kept], values[kept], size)
@@ -151,7 +167,9 @@ def potentials(model, groups=None):
     }
 
 
-def drift(phi, start):
+def drift(
+    phi: Float64[np.ndarray, " units"], start: Float64[np.ndarray, " units"]
+) -> float:
     """Mean over units of |Phi_j - Phi_j(0)|: meaningful where Phi_j(0) is near 0 too.
 
     Args:
@@ -164,7 +182,9 @@ def drift(phi, start):
     return float(np.mean(np.abs(phi - start)))
 
 
-def relative_drift(phi, start):
+def relative_drift(
+    phi: Float64[np.ndarray, " units"], start: Float64[np.ndarray, " units"]
+) -> float:
     """Mean over units of |Phi_j / Phi_j(0) - 1|.
 
     Args:

@@ -1,9 +1,14 @@
 """The minimum-norm solution, to which over-parameterised linear networks may go."""
 
 import numpy as np
+from jaxtyping import Float
 
 
-def minimum_norm_distance(linear_map, x, y):
+def minimum_norm_distance(
+    linear_map: Float[np.ndarray, "d_in d_out"],
+    x: Float[np.ndarray, "n d_in"],
+    y: Float[np.ndarray, "n d_out"],
+) -> float:
     """|M - X^+ Y| / |X^+ Y|: how far a linear map is from the minimum-norm solution.
 
     Source: Robertson and Koyejo (2023), theorem 5.2: under feedback alignment an
