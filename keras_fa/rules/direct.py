@@ -31,7 +31,8 @@ class DirectFeedbackAlignment(FeedbackRule):
         signal: "error"; "sign", the error's signs; "target", the targets y* in its
             place, told by the error's negative entries: for softmax or sigmoid with
             cross-entropy and targets 0 and 1. The last two are scaled like the error of
-            a mean loss, by 1/N.
+            a mean loss, by 1/N; not by a loss scale, and on several replicas right for
+            batches that they share evenly.
         rank: Of "low_rank", an integer.
         nonzeros: Of "sparse", an integer.
         ghost: Whether each layer gets a ghost readout G_l, trained on h_l^T e and used
