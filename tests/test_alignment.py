@@ -157,6 +157,25 @@ def test_layers_that_send_nothing_back_have_no_alignment():
     assert analysis.weight_alignment(models.mlp((4,), 3, 2, rule="dfa")) == {}
 
 
+@pytest.mark.parametrize("rule", helpers.RULES)
+def test_lemma_5_4_is_promised_of_fixed_feedback_alone(rule):
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential(
+        [
+            keras.Input((4,)),
+            FeedbackDense(3, "relu", rule=rule, use_bias=False),
+            FeedbackDense(1, rule=rule, use_bias=False),
+        ]
+    )
+    hidden, output = feedback_layers(model)
+    hidden.kernel.assign(0.01 * hidden.kernel)
+    output.kernel.assign(np.ones((3, 1)))
+    if "feedback" in output.stored():
+        output.feedback.assign(np.ones((3, 1)))
+    promised = analysis.weight_alignment_bounds(model)[output.name] is not None
+    assert promised == (rule in ("backprop", "fa", "ada_fa", "sign_fa"))
+
+
 def test_models_without_feedback_layers_and_names_used_twice_are_refused():
     with pytest.raises(ValueError, match="no feedback layers"):
         analysis.weight_alignment(keras.Sequential([keras.Input((2,))]))

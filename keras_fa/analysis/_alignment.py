@@ -144,6 +144,8 @@ def _hidden_layer_before(model, layer):
         and layer is model.layers[-1]
         and layer.kernel.shape[1:] == (1,)
         and layer.feedback is not None
+        # The lemma is about a B that stays as it is.
+        and not (layer.rule.learns or layer.rule.advances)
     )
     if not scalar_output:
         return None
