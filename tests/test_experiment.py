@@ -1,5 +1,6 @@
 """Runs end to end: what they leave, that they resume bit for bit, what they refuse."""
 
+import itertools
 import json
 import pathlib
 import signal
@@ -206,8 +207,50 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, caplog):
         np.testing.assert_array_equal(own, other)
 
     next(tmp_path.glob("epoch-2.index")).write_bytes(b"")
-    with pytest.raises(CheckpointError, match="epoch-3, epoch-2"):
+    with pytest.raises(
+        CheckpointError, match=r"epoch-3: (.|\n)*epoch-2: (.|\n)*remove"
+    ):
         Checkpoints(tmp_path, _Network().model).restore()
+
+
+def _cut(index, data, share):
+    data.write_bytes(data.read_bytes()[: int(share * data.stat().st_size)])
+
+
+def _cut_index(index, data, share):
+    _cut(data, index, share)
+
+
+def _swap(index, data, share):
+    other = data.with_name(data.name.replace("epoch-2", "epoch-1"))
+    data.write_bytes(other.read_bytes())
+
+
+@pytest.mark.parametrize(
+    ("damage", "share"),
+    [
+        *itertools.product((_cut, _cut_index), (0.0, 0.3, 0.6, 0.99)),
+        (_swap, None),
+        (lambda index, data, share: data.unlink(), None),
+    ],
+)
+def test_whatever_is_wrong_with_a_checkpoint_the_one_before_it_is_taken(
+    tmp_path, caplog, damage, share
+):
+    network = _Network()
+    checkpoints = Checkpoints(tmp_path, network.model)
+    checkpoints.save(1)
+    kept = network.model.get_weights()
+    for weight in network.model.trainable_variables:
+        weight.assign(weight + 1.0)
+    checkpoints.save(2)
+    index = tmp_path / "epoch-2.index"
+    damage(index, index.with_suffix(".data-00000-of-00001"), share)
+    fresh = _Network()
+    assert Checkpoints(tmp_path, fresh.model).restore() == 1
+    assert "Checkpoint epoch-2 cannot be read" in caplog.text
+    for own, other in zip(fresh.model.get_weights(), kept, strict=True):
+        np.testing.assert_array_equal(own, other)
 
 
 def test_a_full_disk_names_the_remedy_and_keeps_the_older_checkpoint(tmp_path):

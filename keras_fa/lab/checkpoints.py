@@ -86,21 +86,29 @@ class Checkpoints:
             The epoch after which it was saved; 0 if there is no checkpoint.
 
         Raises:
-            CheckpointError: If there are checkpoints and none can be read.
+            CheckpointError: If there are checkpoints and none can be read. The message
+                says of each what is wrong with it.
         """
-        indices = self._indices()
-        for path in indices:
+        reasons = []
+        for path in self._indices():
             try:
                 status = self._checkpoint.read(str(path.with_suffix("")))
                 status.assert_existing_objects_matched()
                 return int(self._epoch.numpy())
-            except (tf.errors.OpError, ValueError, AssertionError) as error:
-                reason = str(error).splitlines()[0]
-                _LOG.warning("Checkpoint %s cannot be read: %s", path.stem, reason)
-        if indices:
+            # What a damaged file makes TensorFlow raise is no fixed list.
+            except Exception as error:
+                lines = str(error).strip().splitlines() or [type(error).__name__]
+                reasons.append(f"{path.stem}: {lines[0]}")
+                _LOG.warning(
+                    "Checkpoint %s cannot be read: %s. The one before it is tried.",
+                    path.stem,
+                    lines[0],
+                )
+        if reasons:
             raise CheckpointError(
-                f"None of the checkpoints in {self._folder} can be read: "
-                f"{', '.join(path.stem for path in indices)}. Remove the run folder to "
+                f"None of the checkpoints in {self._folder} can be read:\n  "
+                + "\n  ".join(reasons)
+                + f"\nPut back a copy of them, or remove {self._folder.parent} to "
                 "start the run anew."
             )
         return 0
