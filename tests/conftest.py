@@ -30,6 +30,12 @@ tf.config.set_logical_device_configuration(
 )
 
 
+def pytest_collection_modifyitems(items):
+    """Files that start processes come first: a long one at the end would run alone."""
+    slow = {item.path for item in items if item.get_closest_marker("processes")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(scope="session")
 def mirrored():
     """The process's only MirroredStrategy: a second one fails in its collectives."""

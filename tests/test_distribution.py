@@ -9,13 +9,14 @@ import subprocess
 import sys
 import time
 
+import helpers
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
 import keras_fa
-from keras_fa import distribution, losses, rules
+from keras_fa import distribution, losses
 from keras_fa.lab import run_folder
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -85,10 +86,19 @@ def data(kind):
     return batches.with_options(options)
 
 
+# Every rule of a layer in one network, which is compiled once. Nothing is fed back
+# through a first layer: backpropagation has it.
+DEEP = {f"dense_{i}": rule for i, rule in enumerate(helpers.RULES, start=1)}
+LENET = {"C1": "backprop", "C2": "sign_fa", "C3": "kolen_pollack", "F*": "brsf"}
+NETWORKS = [("deep", DEEP), ("mlp", "dfa"), ("mlp", "dkp")]
+
+
 def network(kind, rule, loss=None):
     keras.utils.set_random_seed(0)
     if kind == "mlp":
         model = keras_fa.models.mlp((8,), (16,), 3, rule=rule)
+    elif kind == "deep":
+        model = keras_fa.models.mlp((8,), (8,) * len(DEEP), 3, rule={**rule, "*": "fa"})
     elif kind in ("norm", "synchronized norm"):
         together = kind == "synchronized norm"
         model = keras.Sequential(
@@ -134,12 +144,12 @@ def assert_same(ours, reference):
 
 # The signal of drtp is scaled by the examples of a replica, which a partial batch that
 # is shared out unevenly makes another number on each.
-@pytest.mark.parametrize("rule", [name for name in rules.NAMES if name != "drtp"])
-def test_two_replicas_and_a_partial_batch_equal_one_device(mirrored, rule):
-    batches = data("mlp")
-    reference = train(network("mlp", rule), batches)
+@pytest.mark.parametrize(("kind", "rule"), NETWORKS)
+def test_two_replicas_and_a_partial_batch_equal_one_device(mirrored, kind, rule):
+    batches = data(kind)
+    reference = train(network(kind, rule), batches)
     with mirrored.scope():
-        model = network("mlp", rule)
+        model = network(kind, rule)
     assert distribution.prepare(model) is model
     assert distribution.prepare(model) is model
     assert_same(train(model, batches), reference)
@@ -216,12 +226,7 @@ def test_one_replica_is_left_alone_and_an_uncompiled_model_refused():
         distribution.prepare(keras_fa.models.mlp((8,), (16,), 3))
 
 
-# One rule of every kind on the mlp: fixed, from the signs, learned, moving, direct.
-OF_TWO_WORKERS = {
-    "mlp": ["backprop", "fa", "ada_fa", "sign_fa", "kolen_pollack", "brsf", "dfa"],
-    "lenet": ["backprop", "fa", "ada_fa", "sign_fa"],
-    "norm": ["fa"],
-}
+OF_TWO_WORKERS = [*NETWORKS, ("lenet", LENET), ("norm", "fa")]
 
 _WORKER = """
 import json, os, sys
@@ -243,15 +248,14 @@ except Exception as error:
 else:
     unprepared = None
 found = {{"unprepared": unprepared}}
-for kind in ("mlp", "lenet", "norm"):
-    for rule in shared.OF_TWO_WORKERS[kind]:
-        with strategy.scope():
-            model = shared.network(kind, rule)
-        weights, logs, predicted = shared.train(
-            distribution.prepare(model), shared.data(kind)
-        )
-        np.savez({folder!r} + f"/{{kind}}-{{rule}}-{{index}}", weights, predicted)
-        found[f"{{kind}}-{{rule}}"] = logs
+for number, (kind, rule) in enumerate(shared.OF_TWO_WORKERS):
+    with strategy.scope():
+        model = shared.network(kind, rule)
+    weights, logs, predicted = shared.train(
+        distribution.prepare(model), shared.data(kind)
+    )
+    np.savez({folder!r} + f"/{{number}}-{{index}}", weights, predicted)
+    found[number] = logs
 with open({folder!r} + f"/{{index}}.json", "w") as file:
     json.dump(found, file)
 """
@@ -259,7 +263,7 @@ with open({folder!r} + f"/{{index}}.json", "w") as file:
 
 @pytest.fixture(scope="module")
 def two_workers(tmp_path_factory):
-    """Two processes that train every network under every rule, and what they leave."""
+    """What each of two workers has after training: weights, logs and predictions."""
     folder = tmp_path_factory.mktemp("workers")
     tests = str(pathlib.Path(__file__).parent)
     script = _WORKER.format(root=str(ROOT), tests=tests, folder=str(folder))
@@ -275,21 +279,26 @@ def two_workers(tmp_path_factory):
         timeout=300,
     )
     assert done.returncode == 0, done.stdout[-3000:]
-    return folder
+    found = []
+    for index in (0, 1):
+        logs = json.loads((folder / f"{index}.json").read_text())
+        arrays = [
+            np.load(folder / f"{number}-{index}.npz")
+            for number in range(len(OF_TWO_WORKERS))
+        ]
+        trained = [
+            (arrays["arr_0"], logs[str(number)], arrays["arr_1"])
+            for number, arrays in enumerate(arrays)
+        ]
+        found.append((trained, logs["unprepared"]))
+    return found
 
 
 @pytest.mark.processes
-@pytest.mark.parametrize(
-    ("kind", "rule"),
-    [(kind, rule) for kind in ("mlp", "lenet") for rule in OF_TWO_WORKERS[kind]],
-)
-def test_two_workers_equal_each_other_and_one_device(two_workers, kind, rule):
-    found = []
-    for index in (0, 1):
-        arrays = np.load(two_workers / f"{kind}-{rule}-{index}.npz")
-        logs = json.loads((two_workers / f"{index}.json").read_text())
-        found.append((arrays["arr_0"], logs[f"{kind}-{rule}"], arrays["arr_1"]))
-    first, second = found
+@pytest.mark.parametrize("number", range(len(OF_TWO_WORKERS) - 1))
+def test_two_workers_equal_each_other_and_one_device(two_workers, number):
+    kind, rule = OF_TWO_WORKERS[number]
+    first, second = (trained[number] for trained, _ in two_workers)
     np.testing.assert_array_equal(first[0], second[0])
     assert first[1] == second[1]
     assert first[2].shape == (EXAMPLES, 3)
@@ -300,20 +309,15 @@ def test_two_workers_equal_each_other_and_one_device(two_workers, kind, rule):
 def test_batch_norm_of_two_workers_equals_two_replicas(two_workers, mirrored):
     with mirrored.scope():
         model = network("norm", "fa")
-    weights, logs, predicted = train(distribution.prepare(model), data("norm"))
-    for index in (0, 1):
-        arrays = np.load(two_workers / f"norm-fa-{index}.npz")
-        found = json.loads((two_workers / f"{index}.json").read_text())["norm-fa"]
-        assert_same(
-            (arrays["arr_0"], found, arrays["arr_1"]), (weights, logs, predicted)
-        )
+    expected = train(distribution.prepare(model), data("norm"))
+    for trained, _ in two_workers:
+        assert_same(trained[-1], expected)
 
 
 @pytest.mark.processes
 def test_keras_still_needs_the_mending(two_workers):
-    for index in (0, 1):
-        found = json.loads((two_workers / f"{index}.json").read_text())
-        assert found["unprepared"] is not None, (
+    for _, unprepared in two_workers:
+        assert unprepared is not None, (
             "Keras trains under MultiWorkerMirroredStrategy by itself now: take "
             "_build_from_one_replica and _reduce_per_replica out of prepare()."
         )
@@ -328,7 +332,7 @@ def _workers_of(launcher):
 @pytest.mark.processes
 def test_a_killed_worker_ends_the_others_and_all_resume(tmp_path):
     arguments = [
-        *("--config=configs/digits.py", "--config.epochs=40", "--nofigures"),
+        *("--config=configs/digits.py", "--config.epochs=12", "--nofigures"),
         *("--config.batch_size=100", "--config.dataset.train_size=330"),
     ]
     train_py = [sys.executable, "trainers/train.py", *arguments]

@@ -9,6 +9,7 @@ import sys
 import time
 from types import SimpleNamespace
 
+import helpers
 import keras
 import numpy as np
 import pytest
@@ -115,36 +116,60 @@ def test_rules_share_data_and_initial_weights(tmp_path):
             np.testing.assert_array_equal(own, other)
 
 
-@pytest.mark.processes
-@pytest.mark.parametrize(
-    ("rule", "stop"), [("fa", signal.SIGKILL), ("sign_fa", signal.SIGINT)]
-)
-def test_stopped_and_resumed_equals_undisturbed(tmp_path, rule, stop):
-    arguments = [f"--config.rule={rule}", "--config.epochs=60", "--nofigures"]
-    killed, whole = tmp_path / "killed", tmp_path / "whole"
-    process = subprocess.Popen(
-        [*TRAIN, *arguments, f"--workdir={killed}"],
-        cwd=ROOT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    deadline = time.monotonic() + 100
-    while len(run_folder.read_metrics(killed)) < 10 and time.monotonic() < deadline:
-        assert process.poll() is None, "the run ended before it could be stopped"
-        time.sleep(0.02)
-    process.send_signal(stop)
-    assert process.wait() == (130 if stop == signal.SIGINT else -stop)
-    reached = len(run_folder.read_metrics(killed))
-    assert 10 <= reached < 60, "the kill came outside the run"
-    assert run_folder.read_summary(killed) is None
+_EVERY_RULE = """
+from keras_fa.config import default_config
 
-    again = command(*arguments, f"--workdir={killed}")
-    assert again.returncode == 0, again.stderr
-    undisturbed = command(*arguments, f"--workdir={whole}")
-    assert undisturbed.returncode == 0, undisturbed.stderr
-    assert run_folder.read_summary(killed)["status"] == "finished"
-    assert lines(killed) == lines(whole)
-    assert equal(weights(killed), weights(whole))
+def get_config():
+    config = default_config()
+    config.dataset.train_size = 300
+    config.model.hidden_units = (16,) * {count}
+    config.optimizer.momentum = 0.9
+    config.optimizer.learning_rate = 0.02
+    config.epochs = 60
+    config.rule = {rules!r}
+    return config
+"""
+
+
+@pytest.mark.processes
+def test_stopped_twice_and_resumed_equals_undisturbed(tmp_path):
+    # A layer under each rule. Nothing is fed back through the first one.
+    table = {f"dense_{i}": rule for i, rule in enumerate(helpers.RULES, start=1)}
+    config = tmp_path / "every_rule.py"
+    config.write_text(_EVERY_RULE.format(count=len(table), rules={**table, "*": "fa"}))
+    stopped, whole = tmp_path / "stopped", tmp_path / "whole"
+    arguments = [sys.executable, "trainers/train.py", f"--config={config}"]
+    arguments += ["--nofigures"]
+    for stop, line in ((signal.SIGKILL, 10), (signal.SIGINT, 30)):
+        process = subprocess.Popen(
+            [*arguments, f"--workdir={stopped}"],
+            cwd=ROOT,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        deadline = time.monotonic() + 100
+        while len(run_folder.read_metrics(stopped)) < line:
+            assert process.poll() is None, "the run ended before it could be stopped"
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        process.send_signal(stop)
+        assert process.wait() == (130 if stop == signal.SIGINT else -stop)
+        reached = len(run_folder.read_metrics(stopped))
+        assert line <= reached < 60, "the stop came outside the run"
+        assert run_folder.read_summary(stopped) is None
+
+    for folder in (stopped, whole):
+        done = subprocess.run(
+            [*arguments, f"--workdir={folder}"],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert done.returncode == 0, done.stderr
+    assert run_folder.read_summary(stopped)["status"] == "finished"
+    assert lines(stopped) == lines(whole)
+    assert equal(weights(stopped), weights(whole))
 
 
 class _Network:
