@@ -3,6 +3,7 @@
 import itertools
 import json
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -276,6 +277,84 @@ def test_whatever_is_wrong_with_a_checkpoint_the_one_before_it_is_taken(
     assert "Checkpoint epoch-2 cannot be read" in caplog.text
     for own, other in zip(fresh.model.get_weights(), kept, strict=True):
         np.testing.assert_array_equal(own, other)
+
+
+class _Stops(keras.callbacks.Callback):
+    """Ends the process's part in a run as Ctrl-C does."""
+
+    def on_epoch_end(self, epoch, logs=None):
+        if epoch == 3:
+            raise KeyboardInterrupt
+
+
+def stopped(path, **changes):
+    """A run that was stopped after its third epoch of five."""
+    config = digits(epochs=5, **changes)
+    with pytest.raises(KeyboardInterrupt):
+        experiment.run(config, path, extra_callbacks=[_Stops()])
+    return config
+
+
+def test_a_log_that_lost_its_end_goes_on_from_the_checkpoint_that_it_fits(
+    tmp_path, caplog
+):
+    config = stopped(tmp_path / "run")
+    log = tmp_path / "run" / "metrics.jsonl"
+    kept = log.read_bytes().splitlines(keepends=True)
+    log.write_bytes(b"".join(kept[:3]))
+    experiment.run(config, tmp_path / "run")
+    assert "epoch-3 cannot be read" in caplog.text
+    assert "metrics.jsonl is not the log that it was saved with" in caplog.text
+    experiment.run(config, tmp_path / "whole")
+    assert lines(tmp_path / "run") == lines(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("content", [None, b"", b'{"epoch": 0, "x": 1}\n'])
+def test_a_lost_log_is_never_made_anew_from_a_checkpoint(tmp_path, content):
+    config = stopped(tmp_path / "run")
+    log = tmp_path / "run" / "metrics.jsonl"
+    log.unlink() if content is None else log.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"metrics\.jsonl is not .*(.|\n)*remove"):
+        experiment.run(config, tmp_path / "run")
+
+
+def test_checkpoints_of_another_seed_are_refused(tmp_path):
+    config = stopped(tmp_path / "run")
+    stopped(tmp_path / "other", seed=1)
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    shutil.copytree(
+        tmp_path / "other" / "checkpoints", tmp_path / "run" / "checkpoints"
+    )
+    with pytest.raises(CheckpointError, match="by a run with another configuration"):
+        experiment.run(config, tmp_path / "run")
+
+
+class _Counter:
+    def __init__(self, count=0):
+        self.count = count
+
+    def get_state(self):
+        return self.count
+
+    def set_state(self, state):
+        self.count = state
+
+
+class _Other(_Counter):
+    pass
+
+
+def test_states_go_to_the_callbacks_that_they_came_from(tmp_path):
+    model = _Network().model
+    saved = [_Counter(1), _Other(2), _Counter(3)]
+    Checkpoints(tmp_path, model, saved).save(1)
+    fresh = [_Other(), _Counter(), _Counter()]
+    assert Checkpoints(tmp_path, model, fresh).restore() == 1
+    assert [callback.count for callback in fresh] == [2, 1, 3]
+    with pytest.raises(
+        CheckpointError, match="_Counter, _Other, _Counter 2, and this run has _Other"
+    ):
+        Checkpoints(tmp_path, model, [_Other()]).restore()
 
 
 def test_a_full_disk_names_the_remedy_and_keeps_the_older_checkpoint(tmp_path):

@@ -130,8 +130,8 @@ def test_the_bound_is_left_out_where_the_theorem_is_silent(tmp_path, fields, rea
 def test_a_batch_as_large_as_the_set_is_the_full_batch(tmp_path):
     config = {"rule": "fa", "batch_size": 32, "instruments": {"probe_size": 32}}
     folder = run(tmp_path / "run", config, dominated())
-    summary = {"dataset": {"train": 32}}
-    (folder / "summary.json").write_text(json.dumps(summary))
+    with run_folder.RunFolder(folder, config) as writer:
+        writer.finish({"status": "finished", "dataset": {"train": 32}})
     assert figures.loss_bound(folder) is not None
 
 

@@ -123,10 +123,12 @@ def test_sync_waits_for_the_log_and_leaves_it_as_it_is(tmp_path, monkeypatch):
     with RunFolder(tmp_path, {}) as folder:
         folder.log({"epoch": 1})
         assert synced == []
+        path = tmp_path / "metrics.jsonl"
+        before = path.read_bytes()
+        assert before.startswith(b'{"epoch": 1, ".crc": ')
         folder.sync()
-    path = tmp_path / "metrics.jsonl"
     assert synced == [path.stat().st_ino]
-    assert path.read_text() == '{"epoch": 1}\n'
+    assert path.read_bytes() == before
 
 
 def test_clear_takes_the_results_and_leaves_the_configuration(tmp_path):
@@ -149,3 +151,202 @@ def test_clear_takes_the_results_and_leaves_the_configuration(tmp_path):
 def test_no_run(tmp_path):
     with pytest.raises(RunFolderError, match=r"config\.json is missing"):
         run_folder.read_config(tmp_path)
+
+
+# The lock, and what is nobody's to touch.
+
+
+def _symlink(path, precious):
+    path.symlink_to(precious)
+
+
+def _hard_link(path, precious):
+    path.hardlink_to(precious)
+
+
+@pytest.mark.parametrize(
+    ("make", "refused"),
+    [
+        (_symlink, "Expected a plain file"),
+        (lambda path, precious: path.mkdir(), "Expected a plain file"),
+        (lambda path, precious: os.mkfifo(path), "is no plain file"),
+        # A plain file can be locked and is left as it is.
+        (_hard_link, None),
+    ],
+)
+def test_what_is_called_like_the_lock_is_neither_emptied_nor_followed(
+    tmp_path, make, refused
+):
+    precious = tmp_path / "precious"
+    precious.write_text("precious")
+    folder = tmp_path / "run"
+    folder.mkdir()
+    make(folder / ".lock", precious)
+    if refused:
+        with pytest.raises(RunFolderError, match=refused):
+            RunFolder(folder, {}).__enter__()
+    else:
+        with RunFolder(folder, {}):
+            pass
+    assert precious.read_text() == "precious"
+    assert os.listdir(folder) == [".lock"]
+
+
+def test_a_refused_run_leaves_no_trace(tmp_path):
+    with RunFolder(tmp_path / "run", {"a": 1}) as folder:
+        folder.begin(-1)
+    (tmp_path / "run" / ".lock").unlink()
+    (tmp_path / "letters").mkdir()
+    (tmp_path / "letters" / "mine.txt").write_text("mine")
+    (tmp_path / "file").write_text("mine")
+    for name, before in (
+        ("run", {"config.json", "metrics.jsonl"}),
+        ("letters", {"mine.txt"}),
+    ):
+        with pytest.raises(RunFolderError):
+            RunFolder(tmp_path / name, {"a": 2}).__enter__()
+        assert set(os.listdir(tmp_path / name)) == before
+    with pytest.raises(RunFolderError, match="is no folder"):
+        RunFolder(tmp_path / "file", {"a": 2}).__enter__()
+
+
+def test_what_a_kill_left_of_a_write_goes_at_the_next_start(tmp_path):
+    left = tmp_path / f".summary.json.{os.getpid()}.tmp"
+    left.write_text('{"sta')
+    (tmp_path / ".hidden").write_text("mine")
+    with RunFolder(tmp_path, {}):
+        assert not left.exists()
+    left.write_text('{"sta')
+    of_a_living_process = tmp_path / f".x.json.{os.getppid()}.tmp"
+    of_a_living_process.write_text("{")
+    run_folder.tidy(tmp_path)
+    assert not left.exists() and of_a_living_process.exists()
+    assert (tmp_path / ".hidden").exists()
+
+
+# What is damaged is noticed, with the file's name and the remedy.
+
+
+def whole(path, lines=4):
+    """A finished run as this version leaves it."""
+    with RunFolder(path, {"seed": 1, "log_every": 1}) as folder:
+        folder.begin(-1)
+        for epoch in range(lines):
+            folder.log({"epoch": epoch, "loss": 1 / (1 + epoch), "seconds": epoch})
+        final = {"epoch": lines - 1, "loss": 1 / lines, "seconds": lines - 1}
+        folder.finish({"status": "finished", "epochs": lines - 1, "final": final})
+    return path
+
+
+def former(path):
+    """The same as a version without checks left it."""
+    whole(path)
+    log = (path / "metrics.jsonl").read_text().splitlines()
+    log = [json.loads(line) for line in log]
+    log = [{k: v for k, v in line.items() if k != ".crc"} for line in log]
+    (path / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in log))
+    summary = json.loads((path / "summary.json").read_text())
+    del summary[".checks"]
+    (path / "summary.json").write_text(json.dumps(summary))
+    return path
+
+
+def everything(path):
+    return (
+        run_folder.read_summary(path),
+        run_folder.read_config(path),
+        run_folder.read_metrics(path),
+    )
+
+
+def test_a_run_of_a_version_without_checks_reads_the_same(tmp_path):
+    new, old = whole(tmp_path / "new"), former(tmp_path / "old")
+    assert everything(new) == everything(old)
+    assert [line.keys() for line in run_folder.read_metrics(new)] == [
+        {"epoch", "loss", "seconds"}
+    ] * 4
+    # Gone on with, it has them.
+    (old / "summary.json").unlink()
+    with RunFolder(old, {"seed": 1, "log_every": 1}) as folder:
+        folder.begin(3)
+        folder.finish(run_folder.read_summary(new))
+    assert (old / "metrics.jsonl").read_bytes() == (new / "metrics.jsonl").read_bytes()
+    assert (old / "summary.json").read_bytes() == (new / "summary.json").read_bytes()
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "summary.json", "config.json"])
+def test_no_flipped_bit_passes(tmp_path, name):
+    path = whole(tmp_path / "run") / name
+    content, right = path.read_bytes(), everything(tmp_path / "run")
+    passed = []
+    for position in range(len(content)):
+        damaged = bytearray(content)
+        damaged[position] ^= 1 << position % 8
+        path.write_bytes(damaged)
+        try:
+            if everything(tmp_path / "run") != right:
+                passed.append(position)
+        except RunFolderError as error:
+            assert str(path) in str(error) and "emove" in str(error)
+    assert passed == []
+
+
+@pytest.mark.parametrize("make", [whole, former])
+@pytest.mark.parametrize("lines", [0, 1, 3])
+def test_a_shortened_or_deleted_log_of_a_finished_run_is_noticed(tmp_path, make, lines):
+    path = make(tmp_path / "run") / "metrics.jsonl"
+    kept = path.read_bytes().splitlines(keepends=True)[:lines]
+    path.write_bytes(b"".join(kept))
+    for read in (run_folder.read_summary, run_folder.read_metrics):
+        with pytest.raises(RunFolderError, match=r"metrics\.jsonl is not the log"):
+            read(tmp_path / "run")
+    path.unlink()
+    with pytest.raises(RunFolderError, match=r"metrics\.jsonl is not the log"):
+        run_folder.read_frame(tmp_path / "run")
+
+
+def test_a_log_without_a_line_from_its_middle_is_noticed_at_a_resume(tmp_path):
+    path = former(tmp_path / "run")
+    (path / "summary.json").unlink()
+    log = path / "metrics.jsonl"
+    first, _, *rest = log.read_text().splitlines(keepends=True)
+    log.write_text(first + "".join(rest))
+    with (
+        RunFolder(path, {"seed": 1, "log_every": 1}) as folder,
+        pytest.raises(RunFolderError, match=r"lacks lines .* epoch 3: .* epochs 1\."),
+    ):
+        folder.begin(3)
+
+
+def test_another_runs_summary_is_refused(tmp_path):
+    one, two = whole(tmp_path / "one"), tmp_path / "two"
+    with RunFolder(two, {"seed": 2}) as folder:
+        folder.begin(-1)
+        folder.log({"epoch": 0})
+    (two / "summary.json").write_bytes((one / "summary.json").read_bytes())
+    with pytest.raises(RunFolderError, match="runs with different configurations"):
+        run_folder.read_summary(two)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "Expecting value"),
+        (b"{", "Expecting property name"),
+        (b"[]", r"Received: \[\]"),
+        (b"null", "Received: None"),
+        (b'"' + 100 * b"x", "Unterminated"),
+        (b"\xff{}", "can't decode"),
+        (b"[" * 100000, "recursion"),
+    ],
+)
+@pytest.mark.parametrize("name", ["summary.json", "config.json"])
+def test_damaged_json_is_told_with_its_file_and_the_remedy(
+    tmp_path, name, content, words
+):
+    path = whole(tmp_path / "run") / name
+    path.write_bytes(content)
+    with pytest.raises(RunFolderError, match=words) as caught:
+        everything(tmp_path / "run")
+    assert str(path) in str(caught.value)
+    assert "emove" in str(caught.value)

@@ -31,15 +31,24 @@ class Checkpoints:
         folder: Where the checkpoints go.
         model: A built and compiled Keras model whose optimizer is built.
         callbacks: Callbacks whose state belongs to the run: objects with `get_state()`,
-            which returns something that JSON can hold, and `set_state(state)`.
+            which returns something that JSON can hold, and `set_state(state)`. Their
+            classes' names tell them apart, and their order those of one class.
+        run: What tells whether a checkpoint is of this run, the same way: its
+            `set_state` refuses another's by raising.
         keep: How many checkpoints to keep. The one before the newest is there for the
             case that the newest is damaged.
     """
 
-    def __init__(self, folder, model, callbacks=(), keep=2):
+    def __init__(self, folder, model, callbacks=(), keep=2, run=None):
         self._folder = pathlib.Path(folder)
         self._keep = keep
-        self._callbacks = list(callbacks)
+        self._run = run
+        self._callbacks = {}
+        for callback in callbacks:
+            name, count = type(callback).__name__, 1
+            while (key := f"{name} {count}" if count > 1 else name) in self._callbacks:
+                count += 1
+            self._callbacks[key] = callback
         self._epoch = tf.Variable(0, dtype=tf.int64, trainable=False)
         # Variables are listed one by one: Keras does not track the states of its seed
         # generators where tf.train.Checkpoint would find them through the model.
@@ -119,11 +128,25 @@ class Checkpoints:
         return sorted(found, key=lambda p: int(p.stem.split("-")[1]), reverse=True)
 
     def _get_state(self):
-        return [callback.get_state() for callback in self._callbacks]
+        return {
+            "run": self._run.get_state() if self._run else None,
+            "callbacks": {n: c.get_state() for n, c in self._callbacks.items()},
+        }
 
-    def _set_state(self, states):
-        for callback, state in zip(self._callbacks, states, strict=True):
-            callback.set_state(state)
+    def _set_state(self, state):
+        if isinstance(state, list):
+            # Of an earlier version of the toolkit, which told them by their order.
+            state = {"callbacks": dict(zip(self._callbacks, state, strict=True))}
+        if self._run and state.get("run"):
+            self._run.set_state(state["run"])
+        if state["callbacks"].keys() != self._callbacks.keys():
+            raise ValueError(
+                "It has the states of the callbacks "
+                f"{', '.join(state['callbacks']) or 'none'}, and this run has "
+                f"{', '.join(self._callbacks) or 'none'}: give those that it began with"
+            )
+        for name, callback in self._callbacks.items():
+            callback.set_state(state["callbacks"][name])
 
 
 class _JsonState(tf.train.experimental.PythonState):

@@ -105,7 +105,9 @@ def _train(config, folder, strategy, progress, extra_callbacks):
     recorder = recording.Recorder(folder, config, readers, dataset.steps_per_epoch)
     stateful = [*readers, *extra_callbacks, recorder]
     stateful = [callback for callback in stateful if hasattr(callback, "get_state")]
-    recorder.checkpoints = Checkpoints(folder.path / "checkpoints", model, stateful)
+    recorder.checkpoints = Checkpoints(
+        folder.path / "checkpoints", model, stateful, run=folder
+    )
     epoch = recorder.checkpoints.restore()
     distribution.check_agreement(model.distribute_strategy, epoch)
     # Without a checkpoint even the line about the initial state is written anew.

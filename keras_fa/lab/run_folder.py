@@ -4,21 +4,29 @@ A run is plain files, so that figures, tables and other programs need no model:
 
 - `config.json`: the configuration, written once, before anything is computed.
 - `metrics.jsonl`: one JSON object a line, one line for each log, in order of epochs. A
-  number that is not finite is null.
+  number that is not finite is null. Under ".crc" each line has the CRC-32 of the file
+  up to there.
 - `summary.json`: how the run ended. It appears last, and only when the run is over.
+  Under ".checks" it has what tells whether it and the other two are as they were.
+
+What was written before there were such checks is read all the same.
 """
 
-import contextlib
 import copy
 import fcntl
+import hashlib
 import json
 import math
 import os
 import pathlib
 import shutil
+import stat
+import zlib
 
 CONFIG, METRICS, SUMMARY = "config.json", "metrics.jsonl", "summary.json"
 _LOCK = ".lock"
+_CRC, _CHECKS = ".crc", ".checks"
+_CRC_MARK = f', "{_CRC}": "'.encode()
 
 
 class RunFolderError(RuntimeError):
@@ -101,10 +109,13 @@ class RunFolder:
         self.config = config
         self.writes = writes
         self._lock = None
+        # Of the log so far as it goes on, None until it is known; of its last line.
+        self._crc = self._mark = None
 
     def __enter__(self):
+        # Before anything is written: the folder may be somebody else's.
+        check(self.path, self.config)
         if not self.writes:
-            self._check()
             return self
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -113,47 +124,21 @@ class RunFolder:
                 f"Cannot make the run folder {self.path}: {error}. Choose another "
                 "--workdir."
             ) from error
-        self._lock = open(self.path / _LOCK, "w")
+        self._lock = _locked(self.path)
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self._lock.close()
-            raise RunFolderBusyError(
-                f"Another process is using the run folder {self.path}. Wait for it, "
-                "stop it, or choose another --workdir."
-            ) from error
-        try:
-            self._check()
+            # Until now another process may have begun another run.
+            check(self.path, self.config)
+            for path in self.path.glob(_TEMPORARY):
+                path.unlink(missing_ok=True)
         except BaseException:
-            self._lock.close()
+            self.__exit__()
             raise
         return self
 
     def __exit__(self, *exception):
         if self._lock is not None:
-            self._lock.close()
-
-    def _check(self):
-        path = self.path / CONFIG
-        if not path.exists():
-            if not self.writes:
-                return
-            others = [p.name for p in self.path.iterdir() if not p.name.startswith(".")]
-            if others:
-                raise RunFolderError(
-                    f"{self.path} is not empty and holds no {CONFIG} (found: "
-                    f"{', '.join(sorted(others)[:5])}). Choose another --workdir."
-                )
-            return
-        stored = json.loads(path.read_text(encoding="utf-8"))
-        stored = in_present_form(stored)
-        different = differences(stored, json.loads(to_json(self.config)))
-        if different:
-            raise RunFolderError(
-                f"{self.path} belongs to a run with another configuration:\n  "
-                + "\n  ".join(different[:10])
-                + "\nChoose another --workdir, or give the configuration that is there."
-            )
+            os.close(self._lock)
+            self._lock = None
 
     def begin(self, epoch):
         """Begins or resumes the run: the folder belongs to its configuration from here.
@@ -162,17 +147,53 @@ class RunFolder:
 
         Args:
             epoch: The last epoch whose results are kept; -1 keeps nothing.
+
+        Raises:
+            RunFolderError: If the log does not hold the lines up to that epoch.
         """
         if not self.writes:
             return
-        text = to_json(self.config, indent=2, sort_keys=True) + "\n"
-        write_text(self.path / CONFIG, text)
-        lines = [
-            to_json(line) + "\n"
-            for line in read_metrics(self.path)
-            if line["epoch"] <= epoch
-        ]
-        write_text(self.path / METRICS, "".join(lines))
+        if not (self.path / CONFIG).exists():
+            text = to_json(self.config, indent=2, sort_keys=True) + "\n"
+            write_text(self.path / CONFIG, text)
+        lines = [_values(line) for line in _scan(self.path)[0]]
+        lines = [line for line in lines if line["epoch"] <= epoch]
+        epochs = [line["epoch"] for line in lines]
+        expected = list(range(0, epoch + 1, self.config.get("log_every", 1)))
+        if epochs != expected:
+            missing = sorted(set(expected) - set(epochs))
+            raise RunFolderError(
+                f"{self.path / METRICS} lacks lines from before the checkpoint of "
+                f"epoch {epoch}: those of epochs {_few(missing)}. {_anew(self.path)}"
+            )
+        self._crc, self._mark, text = 0, None, b""
+        for line in lines:
+            text += self._chained(line)
+        write_text(self.path / METRICS, text.decode())
+
+    def get_state(self):
+        """What a checkpoint says of the run: its configuration and its log so far."""
+        return {"config": self._identity(), "log": self._mark}
+
+    def set_state(self, state):
+        """Makes sure that a checkpoint belongs to this run and its log.
+
+        Raises:
+            RunFolderError: If it was saved under another configuration, or the log has
+                not the lines any more that it had then.
+        """
+        if state["config"] != self._identity():
+            raise RunFolderError("It was saved by a run with another configuration")
+        lines, damage = _scan(self.path)
+        if state["log"] not in [_crc_of([line]) for line in lines]:
+            raise RunFolderError(
+                f"{self.path / METRICS} is not the log that it was saved with: "
+                + (damage or "lines are missing")
+            )
+
+    def _identity(self):
+        path = self.path / CONFIG
+        return identity(_read_config(path) if path.exists() else self.config)
 
     def summary(self):
         """The summary, or None while the run is not over."""
@@ -182,6 +203,9 @@ class RunFolder:
         """Ends the run: writes its summary, a dict."""
         if not self.writes:
             return
+        checks = {"config": self._identity(), "log": _crc_of(_scan(self.path)[0])}
+        checks["summary"] = identity([summary, checks])
+        summary = {**summary, _CHECKS: checks}
         write_text(self.path / SUMMARY, to_json(summary, indent=2) + "\n")
 
     def clear(self):
@@ -190,6 +214,7 @@ class RunFolder:
         for name in (SUMMARY, METRICS):
             (self.path / name).unlink(missing_ok=True)
         shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
+        self._crc = self._mark = None
 
     def log(self, values):
         """Appends one line to metrics.jsonl, which survives the end of the process.
@@ -199,8 +224,20 @@ class RunFolder:
         """
         if not self.writes:
             return
-        with open(self.path / METRICS, "a", encoding="utf-8") as file:
-            file.write(to_json(values) + "\n")
+        path = self.path / METRICS
+        if self._crc is None:
+            self._crc = zlib.crc32(path.read_bytes()) if path.exists() else 0
+        with open(path, "ab") as file:
+            file.write(self._chained(values))
+
+    def _chained(self, values):
+        """The line of some values, with the checksum of the log up to it."""
+        body = to_json(values)[:-1].encode()
+        self._crc = zlib.crc32(body, self._crc)
+        self._mark = f"{self._crc:08x}"
+        end = _CRC_MARK + self._mark.encode() + b'"}\n'
+        self._crc = zlib.crc32(end, self._crc)
+        return body + end
 
     def sync(self):
         """Waits until all lines are on the disk, and so survive the machine's end too.
@@ -214,6 +251,148 @@ class RunFolder:
             os.fsync(file.fileno())
 
 
+# What `write_text` calls a file that is not whole yet.
+_TEMPORARY = ".*.*.tmp"
+
+
+def tidy(folder):
+    """Removes what `write_text` left in a folder when processes were killed.
+
+    Files of processes that are still there stay.
+    """
+    for path in pathlib.Path(folder).glob(_TEMPORARY):
+        pid = path.name.split(".")[-2]
+        if pid.isdigit() and (int(pid) == os.getpid() or not _is_alive(int(pid))):
+            path.unlink(missing_ok=True)
+
+
+def _is_alive(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass
+    return True
+
+
+def _locked(folder):
+    """A descriptor that holds the lock of a folder until it is closed."""
+    path = folder / _LOCK
+    try:
+        # Neither emptied nor followed: a file of that name may be anybody's.
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+        lock = os.open(path, flags, 0o666)
+    except OSError as error:
+        raise RunFolderError(
+            f"Cannot use {path} as the lock of the run folder: {error}. Expected a "
+            "plain file or none. Move it away, or choose another --workdir."
+        ) from error
+    try:
+        if not stat.S_ISREG(os.fstat(lock).st_mode):
+            raise RunFolderError(
+                f"{path} is no plain file and cannot be the lock of the run folder. "
+                "Move it away, or choose another --workdir."
+            )
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(lock)
+        raise RunFolderBusyError(
+            f"Another process is using the run folder {folder}. Wait for it, "
+            "stop it, or choose another --workdir."
+        ) from error
+    except BaseException:
+        os.close(lock)
+        raise
+    return lock
+
+
+def check(path, config):
+    """Refuses a folder that a run with a configuration may not use; changes nothing.
+
+    Args:
+        path: The folder, which need not be there.
+        config: The configuration, a dict.
+
+    Raises:
+        RunFolderError: If it is a run's of another configuration, or holds other files
+            and no run, or is no folder. The message names the fields that differ.
+    """
+    path = pathlib.Path(path)
+    if not path.exists():
+        return
+    if not path.is_dir():
+        raise RunFolderError(f"{path} is no folder. Choose another --workdir.")
+    if not (path / CONFIG).exists():
+        others = [p.name for p in path.iterdir() if not p.name.startswith(".")]
+        if others:
+            raise RunFolderError(
+                f"{path} is not empty and holds no {CONFIG} (found: "
+                f"{', '.join(sorted(others)[:5])}). Choose another --workdir."
+            )
+        return
+    different = differences(_read_config(path / CONFIG), json.loads(to_json(config)))
+    if different:
+        raise RunFolderError(
+            f"{path} belongs to a run with another configuration:\n  "
+            + "\n  ".join(different[:10])
+            + "\nChoose another --workdir, or give the configuration that is there."
+        )
+
+
+def identity(value):
+    """A text that two values, configurations say, share only if they are the same.
+
+    Args:
+        value: Nested dicts and lists that JSON can hold.
+    """
+    return hashlib.sha256(to_json(value, sort_keys=True).encode()).hexdigest()
+
+
+def read_json(path, remedy):
+    """The object in a JSON file that this program wrote.
+
+    Args:
+        path: The file.
+        remedy: What to do where it is damaged, a sentence.
+
+    Returns:
+        A dict.
+
+    Raises:
+        FileNotFoundError: If it is not there.
+        RunFolderError: If it is no JSON, or holds something else than an object. The
+            message names the file, what is wrong, and the remedy.
+    """
+    try:
+        found = json.loads(pathlib.Path(path).read_bytes().decode())
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
+        raise RunFolderError(
+            f"{path} cannot be read as the JSON object that it should hold: {error}. "
+            f"{remedy}"
+        ) from error
+    if not isinstance(found, dict):
+        raise RunFolderError(
+            f"{path} should hold a JSON object. Received: {found!r:.80}. {remedy}"
+        )
+    return found
+
+
+def _anew(folder):
+    return f"Put back a copy of it, or remove {folder} to start the run anew."
+
+
+def _few(values):
+    text = ", ".join(map(str, values[:5]))
+    return text if len(values) <= 5 else f"{text}, and {len(values) - 5} more"
+
+
+def _read_config(path):
+    return read_json(path, _anew(path.parent))
+
+
 def differences(stored, given, prefix=""):
     """Lines that name each field in which two configurations differ.
 
@@ -222,28 +401,123 @@ def differences(stored, given, prefix=""):
         given: Nested dict, as JSON holds it.
         prefix: What to put before the names.
     """
+    former = stored
+    stored = in_present_form(stored)
+    if stored is not former and "model" in given:
+        given = {**given, "model": _without_former_default(given["model"])}
+    return _differences(stored, given, prefix)
+
+
+def _differences(stored, given, prefix):
     lines = []
     for key in sorted(stored.keys() | given.keys()):
         old, new = stored.get(key), given.get(key)
         if isinstance(old, dict) and isinstance(new, dict):
-            lines += differences(old, new, f"{prefix}{key}.")
+            lines += _differences(old, new, f"{prefix}{key}.")
         elif old != new or (key in stored) != (key in given):
             lines.append(f"{prefix}{key}: {old!r} in the folder, {new!r} given")
     return lines
+
+
+def _scan(path):
+    """What a run folder's log holds, as far as it is whole.
+
+    Returns:
+        `(lines, damage)`: the lines, bytes, and what is wrong with the one after them,
+        a text, or None. A torn last line, the trace of a kill, is not wrong.
+    """
+    path = pathlib.Path(path) / METRICS
+    *lines, torn = (path.read_bytes() if path.exists() else b"").split(b"\n")
+    # A kill may have come between a line and its end.
+    lines += [torn] if torn else []
+    crc, is_checked = 0, False
+    for number, line in enumerate(lines):
+        body, mark, end = line.rpartition(_CRC_MARK)
+        is_checked = is_checked or bool(mark)
+        if is_checked:
+            crc = zlib.crc32(body, crc)
+            is_whole = end == b'%08x"}' % crc
+            crc = zlib.crc32(mark + end + b"\n", crc)
+        else:
+            is_whole = _is_log_line(line)
+            crc = zlib.crc32(line + b"\n", crc)
+        if not is_whole:
+            is_torn = torn and number == len(lines) - 1
+            return lines[:number], None if is_torn else f"line {number + 1} is damaged"
+    return lines, None
+
+
+def _is_log_line(text):
+    try:
+        return type(json.loads(text)["epoch"]) is int
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return False
+
+
+def _crc_of(lines):
+    """The checksum of a log with these lines; None if the last one has none."""
+    _, mark, end = lines[-1].rpartition(_CRC_MARK) if lines else (b"", b"", b"")
+    return end[:-2].decode() if mark else None
+
+
+def _values(line):
+    return {key: value for key, value in json.loads(line).items() if key != _CRC}
 
 
 def read_metrics(path):
     """The log lines of a run folder, as a list of dicts.
 
     A torn last line, the trace of a kill, is left out.
+
+    Raises:
+        RunFolderError: If a line is damaged, or the log is not the one that the summary
+            was written with.
     """
-    path = pathlib.Path(path) / METRICS
-    lines = []
-    if path.exists():
-        for text in path.read_text(encoding="utf-8").splitlines():
-            with contextlib.suppress(json.JSONDecodeError):
-                lines.append(json.loads(text))
-    return lines
+    return [_values(line) for line in _checked(path)[1]]
+
+
+def _checked(path):
+    """The summary (None while there is none) and the lines of a run folder, checked."""
+    path = pathlib.Path(path)
+    lines, damage = _scan(path)
+    if damage:
+        raise RunFolderError(
+            f"{path / METRICS} is not as it was written: {damage}. {_anew(path)}"
+        )
+    if not (path / SUMMARY).exists():
+        return None, lines
+    again = (
+        f"Remove {path / SUMMARY} and start the same command again: the run goes on "
+        "after its last checkpoint."
+    )
+    summary = read_json(path / SUMMARY, again)
+    checks = summary.pop(_CHECKS, None)
+    if checks is None and _crc_of(lines) is None:
+        # Of a version of the toolkit that had no checks yet.
+        is_whole = summary.get("status") in _STATUSES
+        last = _values(lines[-1]) if lines else None
+        is_same_log = summary.get("final", last) == last
+    else:
+        checks = checks if isinstance(checks, dict) else {}
+        is_whole = checks.pop("summary", "") == identity([summary, checks])
+        is_same_log = checks.get("log") == _crc_of(lines)
+        if is_whole and checks.get("config") != identity(_stored_config(path)):
+            raise RunFolderError(
+                f"{path / SUMMARY} and {path / CONFIG} are of runs with different "
+                f"configurations. Put back what belongs together, or remove {path} to "
+                "start the run anew."
+            )
+    if not is_whole:
+        raise RunFolderError(f"{path / SUMMARY} is not as it was written. {again}")
+    if not is_same_log:
+        raise RunFolderError(
+            f"{path / METRICS} is not the log that {SUMMARY} beside it was written "
+            f"with: lines are missing or changed. {_anew(path)}"
+        )
+    return summary, lines
+
+
+_STATUSES = ("finished", "diverged")
 
 
 def read_frame(path):
@@ -257,12 +531,16 @@ def read_config(path):
     """The configuration of a run folder, a dict.
 
     Raises:
-        RunFolderError: If there is no run in the folder.
+        RunFolderError: If there is no run in the folder, or it is damaged.
     """
-    path = pathlib.Path(path) / CONFIG
-    if not path.exists():
-        raise RunFolderError(f"No run in {path.parent}: {CONFIG} is missing.")
-    return in_present_form(json.loads(path.read_text(encoding="utf-8")))
+    _checked(path)
+    return in_present_form(_stored_config(pathlib.Path(path)))
+
+
+def _stored_config(path):
+    if not (path / CONFIG).exists():
+        raise RunFolderError(f"No run in {path}: {CONFIG} is missing.")
+    return _read_config(path / CONFIG)
 
 
 def in_present_form(stored):
@@ -277,23 +555,32 @@ def in_present_form(stored):
     if "sign_scale" not in stored:
         return stored
     config = copy.deepcopy(stored)
-    initializer = config.pop("feedback_initializer")
+    initializer = config.pop("feedback_initializer", None)
     scale = config.pop("sign_scale")
-    if config["rule"] == "fa" and initializer is not None:
+    if config.get("rule") == "fa" and initializer is not None:
         config["rule"] = {"name": "fa", "initializer": initializer}
-    elif config["rule"] == "sign_fa" and scale != "glorot":
+    elif config.get("rule") == "sign_fa" and scale != "glorot":
         config["rule"] = {"name": "sign_fa", "scale": float(scale)}
-    config["instruments"].setdefault("others", [])
-    # It was a field of every configuration, and is the builders' own default.
-    if config["model"].get("kernel_initializer") == "glorot_uniform":
-        del config["model"]["kernel_initializer"]
+    config.setdefault("instruments", {}).setdefault("others", [])
+    config["model"] = _without_former_default(config.get("model", {}))
     return config
 
 
+def _without_former_default(model):
+    # It was a field of every configuration, and is the builders' own default.
+    if model.get("kernel_initializer") != "glorot_uniform":
+        return model
+    return {key: v for key, v in model.items() if key != "kernel_initializer"}
+
+
 def read_summary(path):
-    """The summary of a run folder, a dict, or None while the run is not over."""
-    path = pathlib.Path(path) / SUMMARY
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    """The summary of a run folder, a dict, or None while the run is not over.
+
+    Raises:
+        RunFolderError: If it is damaged, or of another run than the configuration and
+            the log beside it. The message says what to do.
+    """
+    return _checked(path)[0]
 
 
 def finished_runs(path):
