@@ -217,6 +217,74 @@ def test_status_of_every_kind(tmp_path):
     }
 
 
+def test_a_cell_is_finished_only_under_its_own_configuration(tmp_path):
+    axes = [{"seed": [0, 1]}]
+    zero, one = sweeps.cells(base(), axes)
+    leave(zero, tmp_path, {"status": "finished"})
+    leave(one, tmp_path)
+    # The grid's configuration was edited.
+    for cell in sweeps.cells(base(batch_size=40), axes):
+        assert sweeps.status(cell, tmp_path) == sweeps.FAILED
+        error = sweeps.failure(cell, tmp_path)["error"]
+        assert f"{tmp_path / cell.name} belongs to a run with another" in error
+        assert "batch_size: 50 in the folder, 40 given" in error
+        assert "another --workdir" in error
+        sweeps.clear(cell, tmp_path)
+    # The folders were swapped.
+    for old, new in (("seed=0", "x"), ("seed=1", "seed=0"), ("x", "seed=1")):
+        (tmp_path / old).rename(tmp_path / new)
+    for cell in (zero, one):
+        assert sweeps.status(cell, tmp_path) == sweeps.FAILED
+        assert re.search(r"seed: \d in the", sweeps.failure(cell, tmp_path)["error"])
+    for old, new in (("seed=0", "x"), ("seed=1", "seed=0"), ("x", "seed=1")):
+        (tmp_path / old).rename(tmp_path / new)
+    states = [sweeps.status(cell, tmp_path) for cell in (zero, one)]
+    assert states == [sweeps.FINISHED, sweeps.INTERRUPTED]
+
+
+def test_a_failure_is_that_of_one_configuration(tmp_path):
+    [cell] = sweeps.cells(base(), [{"seed": [0]}])
+    [other] = sweeps.cells(base(batch_size=40), [{"seed": [0]}])
+    grid.fail(cell, tmp_path, "OSError: full")
+    assert sweeps.status(cell, tmp_path) == sweeps.FAILED
+    assert sweeps.status(other, tmp_path) == sweeps.OPEN
+    (tmp_path / "seed=0.failed.json").write_text('{"error": "of another version"}')
+    assert sweeps.status(other, tmp_path) == sweeps.FAILED
+
+
+@pytest.mark.parametrize("name", ["seed=0/summary.json", "seed=0.failed.json"])
+def test_a_damaged_file_stops_its_cell_alone_and_is_named(tmp_path, name):
+    zero, one = sweeps.cells(base(), [{"seed": [0, 1]}])
+    leave(zero, tmp_path)
+    leave(one, tmp_path, {"status": "finished", "seconds": 1.0})
+    (tmp_path / name).write_text('{"error": "unfin')
+    assert sweeps.status(zero, tmp_path) == sweeps.FAILED
+    assert str(tmp_path / name) in sweeps.failure(zero, tmp_path)["error"]
+    estimates = sweeps.Estimates([zero, one], tmp_path, 60.0)
+    estimates.update()
+    assert estimates(zero) == 1.0
+    states = sweeps.run([zero, one], tmp_path, console=Console(quiet=True))
+    assert states == {"seed=0": sweeps.FAILED, "seed=1": sweeps.FINISHED}
+
+
+def test_cells_of_a_former_version_still_count(tmp_path):
+    config = base()
+    config.model.kernel_initializer = "glorot_uniform"
+    [cell] = sweeps.cells(config, [{"seed": [0]}])
+    leave(cell, tmp_path)
+    folder = tmp_path / cell.name
+    stored = json.loads((folder / "config.json").read_text())
+    stored |= {"sign_scale": "glorot", "feedback_initializer": None}
+    del stored["instruments"]["others"]
+    (folder / "config.json").write_text(json.dumps(stored))
+    (folder / "metrics.jsonl").write_text('{"epoch": 0}\n')
+    (folder / "summary.json").write_text('{"status": "finished"}')
+    # Whether the field is stated, which was a field of every configuration, or not.
+    for given in (config, base()):
+        [cell] = sweeps.cells(given, [{"seed": [0]}])
+        assert sweeps.status(cell, tmp_path) == sweeps.FINISHED
+
+
 def test_estimates_come_from_the_nearest_finished_cells(tmp_path):
     axes = [{"seed": [0, 1, 2]}, {"rule": ["fa", "sign_fa"]}, {"batch_size": [10, 50]}]
     cells = {cell.name: cell for cell in sweeps.cells(base(), axes)}

@@ -222,6 +222,16 @@ def test_a_folder_of_another_search_is_refused(tmp_path):
         tuning.Search(base(rule="ada_fa"), RATE, tmp_path / "search")
     with pytest.raises(run_folder.RunFolderError, match=r"seed: 0 .*, 1 given"):
         tuning.Search(base(), RATE, tmp_path / "search", seed=1)
+    # As a former version stored it.
+    path = tmp_path / "search" / "search.json"
+    stored = json.loads(path.read_text())
+    stored["config"] |= {"sign_scale": "glorot", "feedback_initializer": None}
+    del stored["config"]["instruments"]["others"]
+    path.write_text(json.dumps(stored))
+    tuning.Search(base(), RATE, tmp_path / "search", trials=2)
+    path.write_text("[]")
+    with pytest.raises(run_folder.RunFolderError, match=r"search\.json should hold"):
+        tuning.Search(base(), RATE, tmp_path / "search", trials=2)
     (tmp_path / "letters").mkdir()
     (tmp_path / "letters" / "mine.txt").write_text("mine")
     with pytest.raises(run_folder.RunFolderError, match="holds no search"):

@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import json
 import pathlib
 import re
 
@@ -150,20 +149,51 @@ def status(cell, workdir):
     """How far a cell is: one of the five constants at the head of this module.
 
     "interrupted" is every cell that was begun and is not over, be it because it was
-    stopped or because a process is at it.
+    stopped or because a process is at it. "failed" is also one whose folder is another
+    run's, by its configuration, or is damaged: `failure` says which and what to do.
     """
-    folder = pathlib.Path(workdir) / cell.name
-    summary = run_folder.read_summary(folder)
-    if summary is not None:
-        return summary["status"]
-    if _failure_path(cell, workdir).exists():
+    try:
+        return _status(cell, workdir)
+    except run_folder.RunFolderError:
         return FAILED
-    return INTERRUPTED if (folder / run_folder.CONFIG).exists() else OPEN
+
+
+def _status(cell, workdir):
+    folder = pathlib.Path(workdir) / cell.name
+    begun = (folder / run_folder.CONFIG).exists()
+    if begun:
+        run_folder.check(folder, cell.config.to_dict())
+        summary = run_folder.read_summary(folder)
+        if summary is not None:
+            return summary["status"]
+    if _recorded(cell, workdir) is not None:
+        return FAILED
+    return INTERRUPTED if begun else OPEN
 
 
 def failure(cell, workdir):
     """What went wrong in a failed cell, a dict with `error` and `traceback`."""
-    return json.loads(_failure_path(cell, workdir).read_text(encoding="utf-8"))
+    try:
+        _status(cell, workdir)
+    except run_folder.RunFolderError as error:
+        return {"error": f"RunFolderError: {error}", "traceback": ""}
+    return _recorded(cell, workdir)
+
+
+def _recorded(cell, workdir):
+    """What `fail` recorded of this cell, or None."""
+    path = _failure_path(cell, workdir)
+    if not path.exists():
+        return None
+    found = run_folder.read_json(path, "Remove it, or start again with --retry.")
+    # Of the same name, the cell may have had another configuration then.
+    if found.pop("config", _identity(cell)) != _identity(cell):
+        return None
+    return found
+
+
+def _identity(cell):
+    return run_folder.identity(cell.config.to_dict())
 
 
 def _failure_path(cell, workdir):
@@ -172,24 +202,24 @@ def _failure_path(cell, workdir):
 
 def fail(cell, workdir, error, trace=""):
     """Records that a cell failed, and why."""
-    text = run_folder.to_json({"error": error, "traceback": trace}, indent=2) + "\n"
+    found = {"config": _identity(cell), "error": error, "traceback": trace}
+    text = run_folder.to_json(found, indent=2) + "\n"
     run_folder.write_text(_failure_path(cell, workdir), text)
 
 
 def clear(cell, workdir):
     """Makes a failed or diverged cell ready to be run again.
 
-    A failed cell goes on after its last checkpoint; a diverged one begins anew.
+    A failed cell goes on after its last checkpoint; a diverged one begins anew. One
+    whose folder is another run's or damaged is for the user to mend.
 
     Raises:
         keras_fa.results.RunFolderError: If another process is at it.
     """
     _failure_path(cell, workdir).unlink(missing_ok=True)
     folder = pathlib.Path(workdir) / cell.name
-    summary = run_folder.read_summary(folder)
-    if summary is not None and summary["status"] == DIVERGED:
+    if status(cell, workdir) == DIVERGED:
         with run_folder.RunFolder(folder, cell.config.to_dict()) as run:
             # Before the lock was ours, another sweep may have run it again.
-            summary = run.summary()
-            if summary is not None and summary["status"] == DIVERGED:
+            if status(cell, workdir) == DIVERGED:
                 run.clear()

@@ -11,7 +11,7 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from keras_fa.lab import run_folder
-from keras_fa.lab.grid import ENDED, FINISHED
+from keras_fa.lab.grid import ENDED, FINISHED, status
 
 _SECONDS_BETWEEN_LINES = 60
 
@@ -40,12 +40,12 @@ class Estimates:
         """Takes in the cells that have finished since."""
         unknown = []
         for cell in self._unknown:
-            summary = run_folder.read_summary(self._workdir / cell.name)
-            if summary is None or summary["status"] != FINISHED:
+            if status(cell, self._workdir) != FINISHED:
                 unknown.append(cell)
-            else:
-                self._times[self._key(cell)].append(summary["seconds"])
-                self._medians = {}
+                continue
+            summary = run_folder.read_summary(self._workdir / cell.name)
+            self._times[self._key(cell)].append(summary["seconds"])
+            self._medians = {}
         self._unknown = unknown
 
     def __call__(self, cell):

@@ -301,8 +301,14 @@ class Search:
         given = json.loads(run_folder.to_json(given))
         path = self.workdir / "search.json"
         if path.exists():
-            stored = json.loads(path.read_text(encoding="utf-8"))
-            found = run_folder.differences(stored, given)
+            stored = run_folder.read_json(
+                path,
+                f"Put back a copy of it, or remove {self.workdir} to begin the search "
+                "anew.",
+            )
+            found = run_folder.differences(
+                stored.pop("config", {}), given.pop("config"), "config."
+            ) + run_folder.differences(stored, given)
             if found:
                 raise run_folder.RunFolderError(
                     f"{self.workdir} belongs to another search:\n  "
