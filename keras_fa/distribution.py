@@ -173,34 +173,71 @@ def read_cluster():
     return everyone, index if job == "chief" or not chief else index + 1
 
 
-def check_agreement(strategy, epoch):
-    """Makes sure that all workers go on after the same epoch.
+def check_agreement(strategy, facts):
+    """Makes sure that all workers are about to do the same.
+
+    To be called on all workers, as often on each.
 
     Args:
-        strategy: The strategy of the model.
-        epoch: The epoch that this worker restored.
+        strategy: The strategy of the model; for others than of several workers nothing
+            happens.
+        facts: What this worker goes by, a nested dict that JSON can hold.
 
     Raises:
-        RuntimeError: On every worker, if they differ.
+        RuntimeError: On every worker, if they differ. The message names each fact that
+            does, and what each worker has.
     """
     if not _keras.is_multi_worker(strategy):
         return
-
-    @tf.function
-    def moments():
-        def sums():
-            value = tf.constant(epoch, tf.float64)
-            context = tf.distribute.get_replica_context()
-            return context.all_reduce("SUM", [value, value**2])
-
-        return strategy.experimental_local_results(strategy.run(sums))[0]
-
-    total, squares = (float(value) for value in moments())
-    if squares * strategy.num_replicas_in_sync != total**2:
+    text = json.dumps(facts, sort_keys=True, default=str)
+    everyones = [_flat(json.loads(t)) for t in _of_all_replicas(strategy, text)]
+    differ = []
+    for key in sorted(set().union(*everyones)):
+        values = [json.dumps(f[key]) if key in f else "nothing" for f in everyones]
+        if len(set(values)) > 1:
+            each = [f"{value} on worker {i}" for i, value in enumerate(values)]
+            differ.append(f"{key}: {', '.join(each)}")
+    if differ:
         raise RuntimeError(
-            f"This worker restored epoch {epoch}, and others another one. All workers "
-            "need the same --workdir, on a file system that they share."
+            "The workers would not train the same network on the same data:\n  "
+            + "\n  ".join(differ[:10])
+            + "\nGive all of them the same command, and the same --workdir on a file "
+            "system that they share."
         )
+
+
+def _flat(facts, prefix=""):
+    flat = {}
+    for key, value in facts.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def _of_all_replicas(strategy, text):
+    """The texts of all replicas, in their order."""
+    replicas = strategy.num_replicas_in_sync
+
+    @tf.function(reduce_retracing=True)
+    def rows(values):
+        def row(values):
+            context = tf.distribute.get_replica_context()
+            place = tf.one_hot(context.replica_id_in_sync_group, replicas)
+            return context.all_reduce("SUM", place[:, None] * values)
+
+        return strategy.experimental_local_results(strategy.run(row, args=(values,)))[0]
+
+    # Collectives take numbers alone, of one shape on all workers.
+    codes = list(text.encode())
+    sizes = rows(tf.constant([len(codes)], tf.float32)).numpy()[:, 0].astype(int)
+    codes += [0] * (max(sizes) - len(codes))
+    everyones = rows(tf.constant(codes, tf.float32)).numpy().astype("uint8")
+    return [
+        codes[:size].tobytes().decode()
+        for codes, size in zip(everyones, sizes, strict=True)
+    ]
 
 
 @contextlib.contextmanager

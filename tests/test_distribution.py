@@ -248,6 +248,12 @@ except Exception as error:
 else:
     unprepared = None
 found = {{"unprepared": unprepared}}
+distribution.check_agreement(strategy, {{"seed": 1, "name": "a longer ä"}})
+try:
+    facts = {{"seed": 1, "config": {{"rule": "fa" * (1 + index)}}, str(index): None}}
+    distribution.check_agreement(strategy, facts)
+except RuntimeError as error:
+    found["disagreement"] = str(error)
 for number, (kind, rule) in enumerate(shared.OF_TWO_WORKERS):
     with strategy.scope():
         model = shared.network(kind, rule)
@@ -290,15 +296,29 @@ def two_workers(tmp_path_factory):
             (arrays["arr_0"], logs[str(number)], arrays["arr_1"])
             for number, arrays in enumerate(arrays)
         ]
-        found.append((trained, logs["unprepared"]))
+        found.append((trained, logs["unprepared"], logs["disagreement"]))
     return found
+
+
+@pytest.mark.processes
+def test_workers_that_differ_are_refused_on_all_of_them(two_workers):
+    for *_, message in two_workers:
+        assert 'config.rule: "fa" on worker 0, "fafa" on worker 1' in message
+        assert "0: null on worker 0, nothing on worker 1" in message
+        assert "seed" not in message
+        assert "the same command" in message
+
+
+def test_texts_of_all_replicas(mirrored):
+    text = "one line, ä"
+    assert distribution._of_all_replicas(mirrored, text) == [text] * 2
 
 
 @pytest.mark.processes
 @pytest.mark.parametrize("number", range(len(OF_TWO_WORKERS) - 1))
 def test_two_workers_equal_each_other_and_one_device(two_workers, number):
     kind, rule = OF_TWO_WORKERS[number]
-    first, second = (trained[number] for trained, _ in two_workers)
+    first, second = (trained[number] for trained, *_ in two_workers)
     np.testing.assert_array_equal(first[0], second[0])
     assert first[1] == second[1]
     assert first[2].shape == (EXAMPLES, 3)
@@ -310,13 +330,13 @@ def test_batch_norm_of_two_workers_equals_two_replicas(two_workers, mirrored):
     with mirrored.scope():
         model = network("norm", "fa")
     expected = train(distribution.prepare(model), data("norm"))
-    for trained, _ in two_workers:
+    for trained, *_ in two_workers:
         assert_same(trained[-1], expected)
 
 
 @pytest.mark.processes
 def test_keras_still_needs_the_mending(two_workers):
-    for _, unprepared in two_workers:
+    for _, unprepared, _ in two_workers:
         assert unprepared is not None, (
             "Keras trains under MultiWorkerMirroredStrategy by itself now: take "
             "_build_from_one_replica and _reduce_per_replica out of prepare()."

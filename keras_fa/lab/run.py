@@ -2,6 +2,7 @@
 
 import math
 import os
+import pathlib
 import platform
 
 import keras
@@ -53,10 +54,20 @@ def run(config, workdir, strategy="default", progress=False, extra_callbacks=())
         keras_fa.datasets.DatasetNotFound: If the data set is not there.
         keras_fa.distribution.ClusterError: If `TF_CONFIG` is wrong.
         keras_fa.distribution.WorkerLostError: If another worker stopped.
+        RuntimeError: On every worker, if they were given different configurations,
+            data or folders. The message names what differs.
     """
     config = ml_collections.FrozenConfigDict(config)
     configuration.check(config)
     writes = strategy != "multi_worker" or distribution.read_cluster()[1] == 0
+    _set_determinism(config)
+    with distribution.lost_workers_explained(strategy):
+        is_over = (pathlib.Path(workdir) / run_folder.SUMMARY).exists()
+        distribution.check_agreement(
+            # Before anything is computed: several workers need that.
+            distribution.get_strategy(strategy),
+            {"config": config.to_dict(), "the run is over": is_over},
+        )
     with run_folder.RunFolder(workdir, config.to_dict(), writes) as folder:
         summary = folder.summary()
         if summary is None:
@@ -95,8 +106,6 @@ def compare(config, workdir, rules, strategy="default", progress=False):
 
 
 def _train(config, folder, strategy, progress, extra_callbacks):
-    _set_determinism(config)
-    # Before anything is computed: several workers need that.
     scope = distribution.get_strategy(strategy).scope()
     dataset = load(config)
     with scope:
@@ -109,7 +118,9 @@ def _train(config, folder, strategy, progress, extra_callbacks):
         folder.path / "checkpoints", model, stateful, run=folder
     )
     epoch = recorder.checkpoints.restore()
-    distribution.check_agreement(model.distribute_strategy, epoch)
+    if strategy == "multi_worker":
+        facts = {"epoch restored": epoch, "data": _features(dataset)}
+        distribution.check_agreement(model.distribute_strategy, facts)
     # Without a checkpoint even the line about the initial state is written anew.
     folder.begin(epoch if epoch > 0 else -1)
     shown = [recording.ProgressBar(config, epoch)] if progress else []
@@ -155,6 +166,19 @@ def _train(config, folder, strategy, progress, extra_callbacks):
         },
         "strategy": strategy,
         "environment": _environment(),
+    }
+
+
+def _features(dataset):
+    """What tells two data sets apart, equal on machines whose rounding differs."""
+    x, y = next(iter(dataset.train_from(0)))
+    return {
+        "train": dataset.num_train,
+        "test": dataset.num_test,
+        **{
+            f"first {name}": f"{np.mean(values):.4g} ± {np.std(values):.4g}"
+            for name, values in (("inputs", x), ("targets", y))
+        },
     }
 
 
