@@ -48,6 +48,41 @@ class HalfSquaredError(keras.losses.Loss):
         return {"reduction": self.reduction, "name": self.name, "dtype": self.dtype}
 
 
+@register("loss", "sigmoid_cross_entropy")
+def _sigmoid_cross_entropy(dtype=None, **arguments):
+    loss = SigmoidCrossEntropy(dtype=dtype, **arguments)
+    return loss, {"accuracy": keras.metrics.sparse_categorical_accuracy}
+
+
+@keras.saving.register_keras_serializable(rules.PACKAGE)
+class SigmoidCrossEntropy(keras.losses.Loss):
+    """Cross-entropy of a sigmoid for each class, summed over the classes.
+
+    The loss of Akrout et al. (2019) and of Nøkland (2016). Labels are class ids of
+    shape (batch,) or (batch, 1); outputs are logits of shape (batch, classes). Keras's
+    binary cross-entropy has the mean over the classes.
+    """
+
+    def __init__(
+        self,
+        reduction="sum_over_batch_size",
+        name="sigmoid_cross_entropy",
+        dtype=None,
+    ):
+        super().__init__(name=name, reduction=reduction, dtype=dtype)
+
+    def call(self, y_true, y_pred):
+        classes = y_pred.shape[-1]
+        labels = ops.reshape(ops.cast(y_true, "int32"), (-1,))
+        targets = ops.one_hot(labels, classes, dtype=y_pred.dtype)
+        return classes * ops.mean(
+            ops.binary_crossentropy(targets, y_pred, from_logits=True), axis=-1
+        )
+
+    def get_config(self):
+        return {"reduction": self.reduction, "name": self.name, "dtype": self.dtype}
+
+
 @register("loss", "cross_entropy")
 def _cross_entropy(dtype=None, **arguments):
     loss = keras.losses.SparseCategoricalCrossentropy(

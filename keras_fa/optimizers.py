@@ -1,5 +1,7 @@
 """Stochastic gradient descent as the papers meant it, which Keras's SGD is not."""
 
+import inspect
+
 import keras
 from keras import ops
 
@@ -123,3 +125,20 @@ def get(name):
             f"Received: {found!r}."
         )
     return found
+
+
+def arguments(optimizer_class):
+    """The names of an optimizer's arguments, a list.
+
+    Those of its base classes are among them as far as it passes further arguments on.
+    """
+    names = []
+    for base in optimizer_class.__mro__:
+        if "__init__" not in vars(base):
+            continue
+        parameters = list(inspect.signature(base.__init__).parameters.values())[1:]
+        further = [p for p in parameters if p.kind is p.VAR_KEYWORD]
+        names += [p.name for p in parameters if p not in further]
+        if not further:
+            break
+    return list(dict.fromkeys(names))

@@ -36,6 +36,20 @@ def test_half_squared_error_is_summed_unless_told_otherwise():
     assert losses.HalfSquaredError().reduction == "sum"
 
 
+@pytest.mark.parametrize("shape", [(5,), (5, 1)])
+def test_sigmoid_cross_entropy_is_summed_over_the_classes(shape):
+    loss, measures = losses.get("sigmoid_cross_entropy", "float64")
+    labels = np.array([0, 2, 1, 1, 0])
+    probabilities = 1 / (1 + np.exp(-OUTPUTS))
+    targets = np.eye(3)[labels]
+    each = targets * np.log(probabilities) + (1 - targets) * np.log(1 - probabilities)
+    value = loss(labels.reshape(shape), OUTPUTS)
+    np.testing.assert_allclose(value, -each.sum(axis=1).mean(), rtol=1e-14)
+    hits = measures["accuracy"](labels, OUTPUTS)
+    np.testing.assert_array_equal(hits, OUTPUTS.argmax(axis=1) == labels)
+    assert loss.from_config(loss.get_config()).get_config() == loss.get_config()
+
+
 def test_the_gradient_of_half_squared_error_is_the_residual():
     loss = losses.HalfSquaredError(dtype="float64")
     outputs = tf.constant(OUTPUTS)

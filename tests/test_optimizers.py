@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 
+from keras_fa import optimizers
 from keras_fa.optimizers import TorchSGD
 
 
@@ -102,3 +103,14 @@ def test_velocity_only_with_momentum():
 def test_bad_arguments(bad):
     with pytest.raises(ValueError, match=next(iter(bad))):
         TorchSGD(0.1, **bad)
+
+
+def test_arguments_are_those_that_are_passed_on_as_well():
+    class Own(optimizers.TorchSGD):
+        def __init__(self, share=1.0, **kwargs):
+            super().__init__(**kwargs)
+
+    names = optimizers.arguments(Own)
+    assert names[0] == "share" and {"learning_rate", "momentum", "clipnorm"} <= {*names}
+    assert "kwargs" not in names
+    assert "momentum" not in optimizers.arguments(keras.optimizers.Adam)

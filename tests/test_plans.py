@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from keras_fa import config as configuration
+from keras_fa import registry
 from keras_fa.lab import plans
 
 CONFIG = "from keras_fa.config import default_config\n\nget_config = default_config\n"
@@ -47,7 +48,7 @@ def test_an_unknown_name_lists_the_known_ones(folder):
     with pytest.raises(
         ValueError,
         match=r"no file .digts., and no config of that name\. Did you mean .digits.\? "
-        r"Known: mine, cifar100_lenet, digits",
+        r"Known: mine, akrout_mnist, cifar100_lenet, digits",
     ):
         plans.read_config("digts")
 
@@ -208,3 +209,10 @@ def test_every_packaged_plan_can_be_read():
         assert plans.read_plan("grid", name)["axes"]
     for name in plans.names("space"):
         assert plans.read_plan("space", name)["space"]
+
+
+def test_a_grid_may_have_the_name_of_its_configuration(folder):
+    write(folder / "twice_named.py", CONFIG + "rule = 'sign_fa'\n")
+    path = write(folder / "grids" / "twice_named.py", plan("twice_named.py"))
+    plans.read_plan("grid", path)
+    assert registry.get("rule", "twice_named:rule") == "sign_fa"

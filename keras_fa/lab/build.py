@@ -247,7 +247,7 @@ def _optimizer(config, model, steps_per_epoch):
         optimizer_class = optimizers.get(name)
         layers = arguments.pop("weight_decay_layers")
         epochs = arguments.pop("weight_decay_epochs")
-        takes = inspect.signature(optimizer_class).parameters
+        takes = optimizers.arguments(optimizer_class)
         if optimizer_class is optimizers.TorchSGD:
             if epochs is not None:
                 arguments["weight_decay_steps"] = epochs * steps_per_epoch

@@ -1,6 +1,5 @@
 """The fields of a run's configuration, their defaults, and the check against typos."""
 
-import inspect
 import math
 import numbers
 
@@ -255,10 +254,10 @@ def _check_numbers(config):
 def _check_optimizer(section):
     """Refuses arguments that neither the optimizer nor every optimizer has."""
     try:
-        takes = inspect.signature(optimizers.get(section.name)).parameters
+        takes = optimizers.arguments(optimizers.get(section.name))
     except ValueError as error:
         raise ValueError(f"config.optimizer: {error}") from error
-    known = [*default_config().optimizer, *(k for k in takes if k != "kwargs")]
+    known = [*default_config().optimizer, *takes]
     for key in section:
         if key not in known:
             hint = registry.did_you_mean(key, known, "config.optimizer.{}")

@@ -178,7 +178,12 @@ def read_plan(kind, name):
         if (folder / str(config)).is_file():
             config = folder / config
             break
-    return {**plan, "config": read_config(config)}
+    plan = {**plan, "config": read_config(config)}
+    # Modules beside the configuration come first: a grid often has the name of its own.
+    folder = str(path.resolve().parent)
+    sys.path.remove(folder)
+    sys.path.append(folder)
+    return plan
 
 
 def _call(path, function, *arguments):
