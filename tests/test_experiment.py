@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import pathlib
 import shutil
 import signal
@@ -19,7 +20,7 @@ from tensorflow.python.framework import config as tf_config
 
 from keras_fa import experiment, rules
 from keras_fa.config import default_config
-from keras_fa.lab import run_folder
+from keras_fa.lab import recording, run_folder
 from keras_fa.lab.checkpoints import CheckpointError, Checkpoints
 from keras_fa.layers import feedback_layers, forward_variables
 
@@ -293,6 +294,42 @@ def stopped(path, **changes):
     with pytest.raises(KeyboardInterrupt):
         experiment.run(config, path, extra_callbacks=[_Stops()])
     return config
+
+
+class _Terminated(keras.callbacks.Callback):
+    """SIGTERM in the midst of the second epoch."""
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if epoch == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_sigterm_saves_and_ends_like_ctrl_c(tmp_path):
+    handlers = [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGALRM)]
+    config = digits(epochs=5, checkpoint_every=5)
+    with pytest.raises(KeyboardInterrupt, match="SIGTERM"):
+        experiment.run(config, tmp_path / "run", extra_callbacks=[_Terminated()])
+    assert [line["epoch"] for line in lines(tmp_path / "run")] == [0, 1, 2]
+    assert list(tmp_path.glob("run/checkpoints/epoch-2.index"))
+    assert handlers == [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGALRM)]
+    experiment.run(config, tmp_path / "run")
+    experiment.run(config, tmp_path / "whole")
+    assert lines(tmp_path / "run") == lines(tmp_path / "whole")
+    assert equal(weights(tmp_path / "run"), weights(tmp_path / "whole"))
+
+
+def test_sigterm_does_not_wait_for_a_line_for_ever(tmp_path, monkeypatch):
+    monkeypatch.setattr(recording, "_SECONDS_TO_A_LINE", 1)
+
+    class Hangs(_Terminated):
+        def on_epoch_begin(self, epoch, logs=None):
+            super().on_epoch_begin(epoch, logs)
+            time.sleep(30 * epoch)
+
+    begun = time.monotonic()
+    with pytest.raises(KeyboardInterrupt, match="SIGTERM"):
+        experiment.run(digits(), tmp_path / "run", extra_callbacks=[Hangs()])
+    assert time.monotonic() - begun < 20
 
 
 def test_a_log_that_lost_its_end_goes_on_from_the_checkpoint_that_it_fits(

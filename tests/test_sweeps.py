@@ -1,5 +1,7 @@
 """Sweeps: the cells of a grid, and that each is run once, whatever is killed."""
 
+import errno
+import io
 import itertools
 import json
 import multiprocessing
@@ -14,6 +16,7 @@ import threading
 import time
 
 import pytest
+import tensorflow as tf
 from rich.console import Console
 
 from keras_fa import sweeps
@@ -378,8 +381,11 @@ class _Scripted:
     def answer(self):
         answer = self.answers[self.cell.config.seed].pop(0)
         if answer == "done":
-            leave(self.cell, self.workdir, {"status": "finished"})
+            leave(self.cell, self.workdir, {"status": "finished", "seconds": 1.0})
         return answer
+
+    def end(self):
+        pass
 
     def stop(self):
         pass
@@ -416,6 +422,86 @@ def test_a_cell_of_another_sweep_is_waited_for(tmp_path, scripted, monkeypatch):
     assert scripted.answers == ([],)
     # To find a cell busy costs nothing that would make a new process needful.
     assert scripted.made == 1
+
+
+FULL = pool.Mishap("OSError: No space left on device", is_passing=True)
+
+
+def test_what_the_machine_stopped_is_begun_again_and_then_left_open(tmp_path, scripted):
+    cells = sweeps.cells(base(), [{"seed": [0, 1, 2]}])
+    scripted.give = lambda self, cell: vars(self).update(cell=cell)
+    crashed = pool.Mishap("The process of this cell ended with exit code -11.")
+    scripted.answers = ([FULL, FULL, "done"], [FULL] * 9, [crashed])
+    output = io.StringIO()
+    states = sweeps.run(cells, tmp_path, console=Console(file=output, width=300))
+    assert states == {
+        "seed=0": sweeps.FINISHED,
+        "seed=1": sweeps.OPEN,
+        "seed=2": sweeps.FAILED,
+    }
+    assert "left open: seed=1: OSError: No space left on device\n" in output.getvalue()
+    assert len(scripted.answers[1]) == 9 - 3
+    # The same command takes it up.
+    scripted.answers = ([], ["done"], [])
+    states = sweeps.run(cells, tmp_path, console=Console(quiet=True))
+    assert states["seed=1"] == sweeps.FINISHED
+
+
+def test_a_machine_that_stops_every_cell_is_not_asked_for_ever(tmp_path, scripted):
+    cells = sweeps.cells(base(), [{"seed": list(range(50))}])
+    scripted.give = lambda self, cell: vars(self).update(cell=cell)
+    scripted.answers = [[FULL] * 3 for _ in cells]
+    states = sweeps.run(cells, tmp_path, console=Console(quiet=True))
+    assert set(states.values()) == {sweeps.OPEN}
+    assert sum(map(len, scripted.answers)) == 3 * 50 - 10
+
+
+def test_a_cell_beyond_its_time_is_stopped_and_recorded(tmp_path, scripted):
+    cells = sweeps.cells(base(), [{"seed": [0, 1]}])
+    scripted.give = lambda self, cell: vars(self).update(
+        cell=cell, since=pool.time.monotonic()
+    )
+    scripted.answers = ([None] * 900, ["done"])
+    quiet = Console(quiet=True)
+    states = sweeps.run(cells, tmp_path, console=quiet, cell_seconds=90.0)
+    assert states == {"seed=0": sweeps.FAILED, "seed=1": sweeps.FINISHED}
+    assert "longer than 1.5 minutes" in sweeps.failure(cells[0], tmp_path)["error"]
+    with pytest.raises(ValueError, match="cell_seconds must be positive"):
+        sweeps.run(cells, tmp_path, console=quiet, cell_seconds=0)
+
+
+def _raised(error, cause=None):
+    try:
+        raise error from cause
+    except Exception as raised:
+        return pool._mishap(raised, {"mine"})
+
+
+@pytest.mark.parametrize(
+    ("error", "cause", "is_passing"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), None, True),
+        (OSError(errno.EDQUOT, os.strerror(errno.EDQUOT)), None, True),
+        (
+            OSError("Could not save a checkpoint"),
+            tf.errors.ResourceExhaustedError(None, None, "No space left on device"),
+            True,
+        ),
+        (ValueError("No space left on device"), None, False),
+        (FileNotFoundError(errno.ENOENT, "No such file"), None, False),
+        (MemoryError("Unable to allocate"), None, False),
+    ],
+)
+def test_what_is_the_machines_fault(error, cause, is_passing):
+    mishap = _raised(error, cause)
+    assert mishap.is_passing == is_passing
+    assert str(error) in mishap.error and "Traceback" in mishap.traceback
+
+
+def test_a_name_that_only_the_sweeps_own_process_knows_is_explained():
+    text = _raised(ValueError("Unknown rule: 'mine'. Known: fa")).error
+    assert "knows 'mine', but from a program" in text and '"module:mine"' in text
+    assert "module" not in _raised(ValueError("Unknown rule: 'mime'.")).error
 
 
 def test_no_jobs_are_refused(tmp_path):
@@ -484,7 +570,8 @@ def test_mishaps_are_recorded_and_stop_nothing(mishaps):
     folder, cells, states, output = mishaps
     workdir = folder / "runs"
     assert states == {
-        "seed=0": sweeps.FAILED,
+        # Killed, and begun again.
+        "seed=0": sweeps.FINISHED,
         "seed=1": sweeps.FINISHED,
         "seed=2": sweeps.DIVERGED,
         "seed=3": sweeps.FAILED,
@@ -494,7 +581,7 @@ def test_mishaps_are_recorded_and_stop_nothing(mishaps):
         assert f"{state}: {name}\n" in output
     errors = {cell.name: cell for cell in cells if states[cell.name] == sweeps.FAILED}
     errors = {name: sweeps.failure(cell, workdir) for name, cell in errors.items()}
-    assert "ended with exit code -9" in errors["seed=0"]["error"]
+    assert [line["epoch"] for line in lines(workdir / "seed=0")] == list(range(151))
     assert (
         "ValueError: batch_size=500 is more than the 200" in errors["seed=3"]["error"]
     )
@@ -605,7 +692,7 @@ def test_the_command_line(mishaps, tmp_path):
 
     assert dry[0] == 0
     assert rows(dry[1]) == [
-        ["seed=0", "failed", ""],
+        ["seed=0", "finished", ""],
         ["seed=1", "finished", ""],
         ["seed=2", "diverged", ""],
         ["seed=3", "failed", ""],
@@ -621,15 +708,14 @@ def test_the_command_line(mishaps, tmp_path):
     assert state_of(workdir) == before
     assert not (tmp_path / "x").exists()
 
-    # What was killed goes on, what could not begin begins, what must fail fails again.
+    # What could not begin begins, what must fail fails again.
     assert retried[0] == 1
     assert "3 finished, 1 diverged, 1 failed\n" in retried[1]
     assert "failed: seed=3: ValueError: batch_size=500 is more than" in retried[1]
     assert "error: not all cells finished; --retry takes them up" in retried[1]
     states = [sweeps.status(cell, copy) for cell in cells]
     assert states == ["finished", "finished", "diverged", "failed", "finished"]
-    assert [line["epoch"] for line in lines(copy / "seed=0")] == list(range(151))
-    assert not (copy / "seed=0.failed.json").exists()
+    assert not (copy / "seed=4.failed.json").exists()
     for name, file in (("seed=2", "summary.json"), ("", "seed=3.failed.json")):
         assert (copy / name / file).stat().st_ctime_ns > copied
     for file in ("metrics.jsonl", "summary.json"):
@@ -644,7 +730,7 @@ def test_help_says_what_every_flag_is_for():
     assert "Runs a grid of experiments in a pool of processes." in done.stdout
     flags = re.findall(r"^  --(?:\[no\])?(\w+): (\w*)", done.stdout, re.MULTILINE)
     assert dict(flags).keys() == {
-        *("grid", "workdir", "axis", "jobs", "retry", "dry_run"),
+        *("grid", "workdir", "axis", "jobs", "cell_minutes", "retry", "dry_run"),
     }
     assert all(text for _, text in flags)
 

@@ -42,7 +42,7 @@ def program(interrupted, parse=app.parse_flags_with_usage, command=False):
     """Decorator that makes a command-line program of a function.
 
     What the user can mend ends the program with a line and code 1; `--verbosity=1`
-    shows where it came from. Ctrl-C ends it with code 130.
+    shows where it came from. Ctrl-C ends it with code 130, SIGTERM with 143.
 
     Args:
         interrupted: What to say after Ctrl-C.
@@ -56,6 +56,7 @@ def program(interrupted, parse=app.parse_flags_with_usage, command=False):
 
     def decorate(body):
         def begin(argv):
+            signal.signal(signal.SIGTERM, _terminate)
             if not flags.FLAGS["verbosity"].present:
                 # absl shows every library's progress notes unless told otherwise.
                 logging.set_verbosity(logging.WARNING)
@@ -77,9 +78,9 @@ def program(interrupted, parse=app.parse_flags_with_usage, command=False):
             sys.path.sort(key=lambda folder: folder == here)
             try:
                 app.run(begin, argv, parse)
-            except KeyboardInterrupt:
+            except KeyboardInterrupt as stop:
                 print(f"\nInterrupted. {interrupted}".rstrip(), flush=True)
-                sys.exit(130)
+                sys.exit(128 + (signal.SIGTERM if stop.args else signal.SIGINT))
             except BrokenPipeError:
                 # Whoever read the output has seen enough; the rest goes nowhere.
                 os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -92,6 +93,10 @@ def program(interrupted, parse=app.parse_flags_with_usage, command=False):
         return main
 
     return decorate
+
+
+def _terminate(number, frame):
+    raise KeyboardInterrupt("SIGTERM")
 
 
 def _expected():

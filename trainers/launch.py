@@ -43,7 +43,7 @@ _INDEX = flags.DEFINE_integer(
 )
 
 
-@_binary.program("", command=True)
+@_binary.program("The same command goes on with what was saved.", command=True)
 def main(command):
     """Starts the workers, shows what they say, and ends when all have ended."""
     if not command:
@@ -60,11 +60,13 @@ def main(command):
     workers = [_start(command, addresses, index) for index in range(_WORKERS.value)]
     try:
         sys.exit(_wait(workers))
-    except KeyboardInterrupt:
-        # The terminal has sent it to the workers too.
+    except KeyboardInterrupt as stop:
+        # A terminal sends Ctrl-C to the workers too, SIGTERM comes to this one alone.
         for worker in workers:
+            if stop.args:
+                worker.terminate()
             worker.wait()
-        sys.exit(130)
+        raise
     finally:
         for worker in workers:
             worker.kill()

@@ -17,6 +17,7 @@ import _binary
 from absl import flags
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 _ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -48,7 +49,8 @@ def main():
     from keras_fa.lab import run_folder
     from keras_fa.papers import report
 
-    console = Console()
+    # The brackets of a name or an error are no markup.
+    console = Console(markup=False, emoji=False)
     experiments = papers.EXPERIMENTS
     if _LIST.value:
         _print_list(experiments, console)
@@ -151,14 +153,11 @@ def _revision():
 
 def _print(section, console):
     cells = len(section.runs)
-    console.print(
-        f"[bold]{section.name}[/bold] ({section.source}): {cells} runs, "
-        f"{len(section.missing)} cells missing",
-        highlight=False,
-    )
-    words = {True: "[green]yes[/green]", False: "[red]NO[/red]", None: "open"}
+    rest = f" ({section.source}): {cells} runs, {len(section.missing)} cells missing"
+    console.print(Text.assemble((section.name, "bold"), rest))
+    words = {True: ("yes", "green"), False: ("NO", "red"), None: "open"}
     for claim, holds, evidence in section.checks:
-        console.print(f"  {words[holds]}: {claim}  ({evidence})", highlight=False)
+        console.print(Text.assemble("  ", words[holds], f": {claim}  ({evidence})"))
 
 
 def _print_list(experiments, console):

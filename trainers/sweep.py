@@ -40,6 +40,13 @@ _JOBS = flags.DEFINE_integer(
     "Processes at once; the cores are shared out among them.",
     lower_bound=1,
 )
+_CELL_MINUTES = flags.DEFINE_float(
+    "cell_minutes",
+    None,
+    "Time limit of a cell: one that takes longer is stopped and recorded as failed. "
+    "Without it a cell that hangs is waited for.",
+    lower_bound=0.01,
+)
 _RETRY = flags.DEFINE_bool(
     "retry", False, "Whether to take up cells that failed or diverged before."
 )
@@ -57,7 +64,8 @@ def main():
     from keras_fa import sweeps
     from keras_fa.lab import plans, run_folder
 
-    console = Console()
+    # The brackets of a name or an error are no markup.
+    console = Console(markup=False, emoji=False)
     workdir = _WORKDIR.value
     grid = plans.read_plan("grid", _GRID.value)
     axes = grid["axes"]
@@ -73,17 +81,20 @@ def main():
             # Another sweep that holds it has taken it up already.
             with contextlib.suppress(run_folder.RunFolderBusyError):
                 sweeps.clear(cell, workdir)
-    states = sweeps.run(cells, workdir, _JOBS.value, seconds, console)
+    limit = None if _CELL_MINUTES.value is None else 60 * _CELL_MINUTES.value
+    states = sweeps.run(cells, workdir, _JOBS.value, seconds, console, limit)
     counts = {state: list(states.values()).count(state) for state in states.values()}
     console.print(", ".join(f"{count} {state}" for state, count in counts.items()))
     for cell in cells:
         if states[cell.name] == sweeps.FAILED:
             error = sweeps.failure(cell, workdir)["error"]
-            # An error's brackets are no markup.
             text = f"failed: {cell.name}: {error}"
-            console.print(text, markup=False, highlight=False, soft_wrap=True)
+            console.print(text, highlight=False, soft_wrap=True)
     if set(counts) != {sweeps.FINISHED}:
-        sys.exit("error: not all cells finished; --retry takes them up again.")
+        sys.exit(
+            "error: not all cells finished; --retry takes them up again, and the same "
+            "command what was left open."
+        )
 
 
 def _parse_axis(text):

@@ -71,7 +71,8 @@ def main():
     from keras_fa import distribution, experiment
     from keras_fa.lab.config import named
 
-    console = Console()
+    # The brackets of a name or an error are no markup.
+    console = Console(markup=False, emoji=False)
     workdir = _WORKDIR.value
     config = _config()
     shared = {"strategy": _STRATEGY.value, "progress": True}

@@ -46,7 +46,8 @@ def main():
     from keras_fa import tuning
     from keras_fa.lab import plans
 
-    console = Console()
+    # The brackets of a name or an error are no markup.
+    console = Console(markup=False, emoji=False)
     workdir = _WORKDIR.value
     role = tuning.read_role()
     given = plans.read_plan("space", _SPACE.value)

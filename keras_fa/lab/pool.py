@@ -2,10 +2,13 @@
 
 import collections
 import contextlib
+import dataclasses
+import errno
 import importlib
 import multiprocessing
 import os
 import pathlib
+import signal
 import threading
 import time
 import traceback
@@ -16,6 +19,35 @@ from keras_fa.lab.grid import ENDED, FAILED, INTERRUPTED, OPEN, Cell, fail, stat
 
 # TensorFlow keeps a little of every model that a process has built.
 _CELLS_PER_PROCESS = 25
+# How often a cell is begun that the machine stopped (a full disk, say, or too little
+# memory), the seconds before it is begun again, and how many such ends in a row tell
+# that the machine cannot run any.
+_ATTEMPTS, _PAUSE, _MOST_IN_A_ROW = 3, 2, 10
+# Seconds that a worker has to save and end when it is asked to, and its exit code then.
+_GRACE, _ASKED = 15, 128 + signal.SIGTERM
+
+_PASSING = [
+    os.strerror(number)
+    for number in (
+        *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO),
+        *(errno.ENOMEM, errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ESTALE),
+    )
+]
+
+
+@dataclasses.dataclass
+class Mishap:
+    """What ended a cell before its end.
+
+    Attributes:
+        error: A line for the user.
+        traceback: Where it came from; empty if that is not known.
+        is_passing: Whether the machine is to blame and not the cell.
+    """
+
+    error: str
+    traceback: str = ""
+    is_passing: bool = False
 
 
 class _Worker:
@@ -24,26 +56,24 @@ class _Worker:
     def __init__(self, workdir, threads):
         self.cell = None
         self.done = 0
+        self.since = None
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(
             target=_work,
             # What registers names of the user's, for the process to know them as well.
-            args=(theirs, str(workdir), threads, registry.modules()),
+            args=(theirs, str(workdir), threads, registry.modules(), _names()),
             daemon=True,
         )
         self._process.start()
         theirs.close()
 
     def give(self, cell):
-        self.cell, self.done = cell, self.done + 1
+        self.cell, self.done, self.since = cell, self.done + 1, time.monotonic()
         self._pipe.send((cell.name, cell.settings, cell.config))
 
     def answer(self):
-        """What came of the cell: None while it runs, else "done", "busy" or an error.
-
-        An error is a pair of message and traceback.
-        """
+        """What came of the cell: "done", "busy" or a `Mishap`; None while it runs."""
         try:
             if self._pipe.poll():
                 return self._pipe.recv()
@@ -52,21 +82,38 @@ class _Worker:
         if self._process.is_alive():
             return None
         code = self._process.exitcode
-        return f"The process of this cell ended with exit code {code}.", ""
+        # Killed from outside: by the kernel for want of memory, above all.
+        killed = code in (-signal.SIGKILL, -signal.SIGTERM, _ASKED)
+        reason = " (killed; was there too little memory?)" if killed else ""
+        return Mishap(
+            f"The process of this cell ended with exit code {code}{reason}.",
+            is_passing=killed,
+        )
 
     @property
     def usable(self):
         return self._process.is_alive() and self.done < _CELLS_PER_PROCESS
 
+    def end(self):
+        """Asks the process to save and end, without waiting for it."""
+        self._process.terminate()
+
     def stop(self):
+        """Ends the process; one that has been asked to end has time to."""
+        self._process.join(_GRACE if self.cell is not None else 0)
         self._process.kill()
         self._process.join()
 
 
 class Pool:
-    """Hands the cells to the workers and takes down what came of them."""
+    """Hands the cells to the workers and takes down what came of them.
 
-    def __init__(self, everything, workdir, jobs):
+    Attributes:
+        left: `{cell name: why}` of the cells that the machine stopped, and that were
+            not begun once more.
+    """
+
+    def __init__(self, everything, workdir, jobs, cell_seconds=None):
         self.everything = everything
         self.workdir = workdir
         self.jobs = jobs
@@ -74,8 +121,12 @@ class Pool:
         self._queue = collections.deque(
             cell for cell in everything if self.states[cell.name] in (INTERRUPTED, OPEN)
         )
-        # Cells that another sweep has, and when to look again.
-        self._elsewhere = {}
+        self.left = {}
+        self._cell_seconds = cell_seconds
+        self._attempts = collections.Counter()
+        self._in_a_row = 0
+        # Cells for later: when, and whether another sweep has them.
+        self._later = {}
         self._threads = max(1, (os.cpu_count() or 1) // jobs)
         self._workers = []
 
@@ -85,7 +136,7 @@ class Pool:
 
     @property
     def elsewhere(self):
-        return [cell for cell, _ in self._elsewhere.values()]
+        return [cell for cell, _, is_elsewhere in self._later.values() if is_elsewhere]
 
     @property
     def waiting(self):
@@ -95,7 +146,7 @@ class Pool:
         """One look at everything. Returns whether there is more to do."""
         for worker in list(self._workers):
             if worker.cell is not None:
-                answer = worker.answer()
+                answer = worker.answer() or self._overdue(worker)
                 if answer is not None:
                     self._take_down(worker.cell, answer)
                     worker.cell = None
@@ -105,9 +156,9 @@ class Pool:
                 worker.stop()
                 self._workers.remove(worker)
         now = time.monotonic()
-        for name, (cell, when) in list(self._elsewhere.items()):
+        for name, (cell, when, _) in list(self._later.items()):
             if now >= when:
-                del self._elsewhere[name]
+                del self._later[name]
                 self._queue.append(cell)
         while self._queue and len(self.running) < self.jobs:
             cell = self._queue.popleft()
@@ -126,38 +177,78 @@ class Pool:
                 idle[0].stop()
                 self._workers.remove(idle[0])
                 self._queue.appendleft(cell)
-        return bool(self._queue or self._elsewhere or self.running)
+        return bool(self._queue or self._later or self.running)
+
+    def _overdue(self, worker):
+        """The mishap of a cell that takes too long, whose worker is ended."""
+        if self._cell_seconds is None:
+            return None
+        if time.monotonic() - worker.since < self._cell_seconds:
+            return None
+        worker.end()
+        worker.stop()
+        return Mishap(
+            f"It took longer than {self._cell_seconds / 60:g} minutes, the limit of a "
+            "cell. Taken up again, it goes on after its last checkpoint."
+        )
 
     def _take_down(self, cell, answer):
+        is_mishap = isinstance(answer, Mishap)
+        is_passing = is_mishap and answer.is_passing
+        self._in_a_row = self._in_a_row + 1 if is_passing else 0
         if answer == "busy":
-            self._elsewhere[cell.name] = (cell, time.monotonic() + 2)
-        elif answer != "done" and status(cell, self.workdir) not in ENDED:
-            fail(cell, self.workdir, *answer)
+            self._later[cell.name] = (cell, time.monotonic() + 2, True)
+        elif is_passing:
+            self._attempts[cell.name] += 1
+            if self._attempts[cell.name] < _ATTEMPTS:
+                pause = _PAUSE * 4 ** (self._attempts[cell.name] - 1)
+                self._later[cell.name] = (cell, time.monotonic() + pause, False)
+            else:
+                self.left[cell.name] = answer.error
+            if self._in_a_row == _MOST_IN_A_ROW:
+                self._leave_all(answer.error)
+        elif is_mishap and status(cell, self.workdir) not in ENDED:
+            try:
+                fail(cell, self.workdir, answer.error, answer.traceback)
+            except OSError as error:
+                self.left[cell.name] = f"{answer.error} This is not recorded: {error}."
         self.states[cell.name] = status(cell, self.workdir)
 
+    def _leave_all(self, reason):
+        """Begins no cell any more: the machine stopped every one of the last."""
+        for cell in (*self._queue, *(cell for cell, _, _ in self._later.values())):
+            self.left[cell.name] = reason
+        self._queue.clear()
+        self._later.clear()
+
     def stop(self):
+        """Ends all workers; those that train save first."""
+        for worker in self._workers:
+            worker.end()
         for worker in self._workers:
             worker.stop()
 
 
-def _work(pipe, workdir, threads, modules):
-    """The life of a worker process."""
-    import signal
+def _names():
+    return {kind: registry.names(kind) for kind in registry.KINDS}
 
+
+def _work(pipe, workdir, threads, modules, names):
+    """The life of a worker process."""
     # Ctrl-C goes to all processes of a terminal; the sweep stops its workers itself.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     _end_with_parent()
     for variable in ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"):
         os.environ[variable] = str(threads)
     os.environ["OMP_NUM_THREADS"] = str(threads)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    log = os.open(
-        os.path.join(workdir, "workers.log"),
-        os.O_WRONLY | os.O_APPEND | os.O_CREAT,
-        0o666,
-    )
-    os.dup2(log, 1)
-    os.dup2(log, 2)
+    path = os.path.join(workdir, "workers.log")
+    # On a full disk it is done without.
+    with contextlib.suppress(OSError):
+        log = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
 
     import keras
 
@@ -165,8 +256,10 @@ def _work(pipe, workdir, threads, modules):
 
     for module in modules:
         # What cannot be imported here is missed by the cells that need it, and said.
-        with contextlib.suppress(ImportError):
+        with contextlib.suppress(Exception):
             importlib.import_module(module)
+    own = _names()
+    missing = {n for kind, known in names.items() for n in known if n not in own[kind]}
 
     with contextlib.suppress(EOFError):
         while True:
@@ -174,14 +267,38 @@ def _work(pipe, workdir, threads, modules):
             cell = Cell(name, settings, config)
             try:
                 answer = _run_cell(run, cell, workdir)
+            except KeyboardInterrupt:
+                # The sweep asked for it, and the run is saved.
+                os._exit(_ASKED)
             except BaseException as error:
-                answer = f"{type(error).__name__}: {error}", traceback.format_exc()
+                answer = _mishap(error, missing)
                 # At once: the cell is free for a sweep that waits for it. Where it
                 # cannot be written, the parent tries again and says so.
-                with contextlib.suppress(OSError):
-                    fail(cell, workdir, *answer)
+                if not answer.is_passing:
+                    with contextlib.suppress(OSError):
+                        fail(cell, workdir, answer.error, answer.traceback)
             keras.backend.clear_session()
             pipe.send(answer)
+
+
+def _mishap(error, missing):
+    """What an exception of a cell was; `missing`: names that this process lacks."""
+    text = f"{type(error).__name__}: {error}"
+    for name in sorted(missing):
+        if repr(name) in text:
+            text += (
+                f" The sweep's own process knows {name!r}, but from a program, a "
+                "notebook or a configuration file, which its workers do not import. "
+                "Put it into a module of its own beside the configuration and name it "
+                f'"module:{name}", or import that module in the configuration.'
+            )
+    cause, is_passing = error, False
+    while cause is not None:
+        is_of_the_machine = isinstance(cause, OSError) or hasattr(cause, "error_code")
+        if is_of_the_machine and any(words in str(cause) for words in _PASSING):
+            is_passing = True
+        cause = cause.__cause__ or cause.__context__
+    return Mishap(text, traceback.format_exc(), is_passing)
 
 
 def _run_cell(run, cell, workdir):

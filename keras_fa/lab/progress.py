@@ -76,7 +76,7 @@ class Display:
         self._printed = float("-inf")
         self._reported = {name for name, state in pool.states.items() if state in ENDED}
         self._all = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             TextColumn("{task.fields[note]}"),
@@ -86,7 +86,7 @@ class Display:
             "cells", total=len(pool.everything), note="", completed=0
         )
         self._each = Progress(
-            TextColumn("  {task.description}"),
+            TextColumn("  {task.description}", markup=False),
             BarColumn(bar_width=16),
             MofNCompleteColumn(),
             console=console,

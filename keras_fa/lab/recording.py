@@ -1,8 +1,11 @@
 """Callbacks that evaluate, record and show a run while `model.fit` trains it."""
 
+import contextlib
 import json
 import math
+import signal
 import statistics
+import threading
 import time
 
 import keras
@@ -78,6 +81,7 @@ class Recorder(keras.callbacks.Callback):
         final: The last log line, as it is read back; None before the first.
         diverged: Whether the loss became NaN or infinite.
         seconds: Wall time of training so far, that before an interruption included.
+        ends_next: Whether to save and raise KeyboardInterrupt at the next line.
     """
 
     def __init__(self, folder, config, instruments, steps_per_epoch):
@@ -90,6 +94,7 @@ class Recorder(keras.callbacks.Callback):
         self.final = None
         self.diverged = False
         self.seconds = 0.0
+        self.ends_next = False
         self._periods = []
         self._trained = None
 
@@ -136,11 +141,15 @@ class Recorder(keras.callbacks.Callback):
             self.diverged = True
             self.model.stop_training = True
         elif (
-            epochs % self._config.checkpoint_every == 0 or epochs == self._config.epochs
+            epochs % self._config.checkpoint_every == 0
+            or epochs == self._config.epochs
+            or self.ends_next
         ):
             self._folder.sync()
             if self._folder.writes:
                 self.checkpoints.save(epochs)
+        if self.ends_next:
+            raise KeyboardInterrupt("SIGTERM")
 
     def seconds_per_step(self):
         """Median over the periods of this process, its first one (tracing) left out."""
@@ -149,6 +158,46 @@ class Recorder(keras.callbacks.Callback):
             return None
         steps = self._steps_per_epoch * self._config.log_every
         return statistics.median(periods) / steps
+
+
+# What schedulers leave between SIGTERM and SIGKILL is half a minute and more.
+_SECONDS_TO_A_LINE = 10
+
+
+@contextlib.contextmanager
+def saved_at_sigterm(recorder):
+    """Lets SIGTERM save a run at its next log line and end it as Ctrl-C does.
+
+    KeyboardInterrupt is raised behind that line, or without it when it takes longer
+    than 10 seconds or SIGTERM comes again. Outside the main thread, which alone hears
+    signals, nothing changes.
+
+    Args:
+        recorder: The `Recorder` of the run.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(number, frame):
+        raise KeyboardInterrupt("SIGTERM")
+
+    def ask(number, frame):
+        recorder.ends_next = True
+        signal.signal(signal.SIGTERM, end)
+        signal.alarm(_SECONDS_TO_A_LINE)
+
+    before = {
+        signal.SIGTERM: signal.signal(signal.SIGTERM, ask),
+        signal.SIGALRM: signal.signal(signal.SIGALRM, end),
+    }
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        for number, handler in before.items():
+            # None was set by another language and cannot be set again.
+            signal.signal(number, handler or signal.SIG_DFL)
 
 
 def _flow_time(config, epoch, steps_per_epoch):
@@ -179,7 +228,7 @@ class ProgressBar(keras.callbacks.Callback):
         super().__init__()
         self._log_every = config.log_every
         self._progress = Progress(
-            TextColumn("{task.description:8}"),
+            TextColumn("{task.description:8}", markup=False),
             BarColumn(bar_width=16),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
@@ -221,7 +270,8 @@ class ProgressBar(keras.callbacks.Callback):
             left = "?" if task.time_remaining is None else f"{task.time_remaining:.0f}"
             self._progress.console.print(
                 f"{task.description} epoch {done}/{task.total:.0f}, {left} s left, "
-                f"{readings}"
+                f"{readings}",
+                markup=False,
             )
 
     def stop(self):

@@ -27,7 +27,7 @@ def run(config, workdir, strategy="default", progress=False, extra_callbacks=())
     A run that was interrupted, even by SIGKILL, goes on after its last checkpoint when
     it is called again with the same arguments, and ends with the same weights, bit for
     bit, as one that was not (on a CPU, with `config.deterministic`). A run that is over
-    is not run again.
+    is not run again. SIGTERM saves a run that trains before it ends it.
 
     Args:
         config: `ml_collections.ConfigDict` or nested dict with the fields of
@@ -129,22 +129,23 @@ def _train(config, folder, strategy, progress, extra_callbacks):
         evaluation = [recording.Evaluation(dataset.test, measures_of(config))]
         validation_data = None
     try:
-        model.fit(
-            dataset.train_from(epoch),
-            steps_per_epoch=dataset.steps_per_epoch * config.log_every,
-            initial_epoch=epoch // config.log_every,
-            epochs=config.epochs // config.log_every,
-            validation_data=validation_data,
-            callbacks=[
-                *evaluation,
-                *readers,
-                *extra_callbacks,
-                recorder,
-                *shown,
-            ],
-            shuffle=False,
-            verbose=0,
-        )
+        with recording.saved_at_sigterm(recorder):
+            model.fit(
+                dataset.train_from(epoch),
+                steps_per_epoch=dataset.steps_per_epoch * config.log_every,
+                initial_epoch=epoch // config.log_every,
+                epochs=config.epochs // config.log_every,
+                validation_data=validation_data,
+                callbacks=[
+                    *evaluation,
+                    *readers,
+                    *extra_callbacks,
+                    recorder,
+                    *shown,
+                ],
+                shuffle=False,
+                verbose=0,
+            )
     finally:
         # Ctrl-C skips on_train_end, and the terminal must get its cursor back.
         for bar in shown:
