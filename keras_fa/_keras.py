@@ -41,6 +41,56 @@ def is_own_operation(operation):
     )
 
 
+def follows_its_graph(model):
+    """Whether what a model computes is what its graph says: its call is Keras's own.
+
+    The class of functional models has no public name.
+    """
+    from keras.src.models.functional import Functional
+
+    own = {keras.Sequential.call, Functional.call, keras.Model.call}
+    return type(model).call in own and "call" not in vars(model)
+
+
+def inputs_structure(model):
+    """The list, dict or tensor of inputs that a model with a graph was made with.
+
+    `keras.Model.input` is public, but that of a Sequential model is of its first call.
+    """
+    return getattr(model, "_functional", model)._inputs_struct
+
+
+def variables_read(function, *args, **kwargs):
+    """The variables that a function of tensors reads, on symbols: nothing is computed.
+
+    Public are a stateless scope, by which Keras asks for the value of each variable
+    that is read, and `keras.Operation.compute_output_spec`, which does not always call.
+
+    Args:
+        function: Function of the arguments.
+        *args: May hold symbolic tensors, in nests too.
+        **kwargs: Likewise.
+
+    Returns:
+        List of variables.
+    """
+    from keras.src.backend import compute_output_spec
+
+    read = {}
+
+    class Recording(keras.StatelessScope):
+        def get_current_value(self, variable):
+            read[id(variable)] = variable
+            return super().get_current_value(variable)
+
+    def recorded(*args, **kwargs):
+        with Recording():
+            return function(*args, **kwargs)
+
+    compute_output_spec(recorded, *args, **kwargs)
+    return list(read.values())
+
+
 def allow_more_weights(layer):
     """Lets a built layer have further weights: Keras locks it once LoRA is on."""
     layer._tracker.unlock()

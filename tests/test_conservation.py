@@ -463,6 +463,206 @@ def reshape_of_unknown_length(x):
     return dense(3, "o")(x)
 
 
+class Held(layers.Layer):
+    """A layer that uses another one's weights; `seen` is whether Keras knows of it."""
+
+    def __init__(self, held, seen, **kwargs):
+        super().__init__(**kwargs)
+        self.held = held if seen else None
+        self.unseen = lambda: held
+
+    def call(self, inputs):
+        return ops.matmul(inputs, ops.transpose(self.unseen().kernel))
+
+
+class Penalty(layers.Layer):
+    """Squares, and adds a penalty on the kernel of another layer in training."""
+
+    def __init__(self, of, **kwargs):
+        super().__init__(**kwargs)
+        self.of = lambda: of
+
+    def call(self, inputs, training=False):
+        if training:
+            self.add_loss(ops.sum(self.of().kernel ** 2))
+        return inputs * inputs
+
+
+def second_use(user, *layers_):
+    return "; ".join(f"{user} uses the {w} of '{of}' too" for of, w in layers_)
+
+
+@row(
+    "a -> d (4 units; no law: " + second_use("'t'", ("d", "kernel")) + ")",
+    "d -> o (3 units; no law: "
+    + second_use("'t'", ("d", "kernel"), ("d", "bias"))
+    + ")",
+    "e -> t (4 units; no law: 't' (TimeDistributed) has no known law)",
+    "t -> p (3 units; no law: 't' (TimeDistributed) has no known law)",
+    shapes=((6, 4),),
+)
+def layer_called_through_a_wrapper_too(x):
+    d, a, e = (dense(n, name, "relu") for n, name in ((3, "d"), (4, "a"), (4, "e")))
+    wrapped = layers.TimeDistributed(d, name="t")
+    return layers.Add()([dense(2, "o")(d(a(x))), dense(2, "p")(wrapped(e(x)))])
+
+
+@row(
+    "a -> b (4 units; no law: " + second_use("'h'", ("b", "kernel")) + ")",
+    "b -> h (3 units; no law: 'h' (Held) has no known law; "
+    + second_use("'h'", ("b", "kernel"), ("b", "bias"))
+    + ")",
+    "h -> o (4 units; no law: 'h' (Held) has no known law)",
+)
+def tied_to_a_layer_that_another_holds(x):
+    b, x = dense(3, "b", "relu"), dense(4, "a", "relu")(x)
+    return dense(2, "o")(Held(b, seen=True, name="h")(b(x)))
+
+
+@row(
+    "a -> b (4 units; no law: " + second_use("'h'", ("b", "kernel")) + ")",
+    "b -> o (1 units; no law: 'h' (Held) is not known to be positively homogeneous; "
+    + second_use("'h'", ("b", "kernel"))
+    + ")",
+)
+def tied_to_a_layer_that_another_reads_unseen(x):
+    b, x = dense(3, "b", "relu"), dense(4, "a", "relu")(x)
+    return dense(2, "o")(Held(b, seen=False, name="h")(b(x)))
+
+
+@row(
+    "a -> b (4 units)",
+    "b -> c (4 units; no law: " + second_use("'m'", ("c", "kernel")) + ")",
+    "c -> o (4 units; no law: 'm' (Matmul) is not known to be positively homogeneous; "
+    + second_use("'m'", ("c", "kernel"))
+    + ")",
+)
+def variable_as_an_argument(x):
+    x = dense(4, "b", "relu")(dense(4, "a", "relu")(x))
+    c = dense(4, "c", "relu")
+    x = ops.matmul(c(x), c.kernel)
+    x._keras_history.operation.name = "m"
+    return dense(2, "o")(ops.relu(x))
+
+
+@row(
+    "a -> b (4 units; no law: " + second_use("'p'", ("b", "kernel")) + ")",
+    "b -> c (3 units; no law: " + second_use("'p'", ("b", "kernel")) + ")",
+    "c -> o (5 units; no law: 'p' (Penalty) is not known to be positively homogeneous)",
+)
+def penalty_of_a_layer_on_anothers_kernel(x):
+    b, x = dense(3, "b", "relu"), dense(4, "a", "relu")(x)
+    x = Penalty(b, name="p")(dense(5, "c", "relu")(b(x)))
+    return dense(2, "o")(x)
+
+
+@row(
+    "a -> b (4 units; no law: "
+    + second_use("the regularizer of 'c/kernel'", ("a", "kernel"))
+    + ")",
+    "b -> c (4 units; no law: 'c' has a kernel regularizer)",
+    "c -> o (4 units; no law: 'c' has a kernel regularizer)",
+)
+def regularizer_that_reads_another_kernel(x):
+    a = dense(4, "a", "relu")
+    x = dense(4, "b", "relu")(a(x))
+
+    def apart(kernel):
+        return ops.sum((kernel - a.kernel) ** 2)
+
+    return dense(2, "o")(dense(4, "c", "relu", kernel_regularizer=apart)(x))
+
+
+@row(
+    "a -> b (4 units; no law: " + second_use("'b'", ("a", "kernel")) + ")",
+    f"b -> o (3 units; no law: {homogeneous('b', 'gated')})",
+)
+def activation_that_reads_another_kernel(x):
+    a = dense(4, "a", "relu")
+
+    def gated(h):
+        return ops.tanh(h) * ops.mean(a.kernel)
+
+    return dense(2, "o")(dense(3, "b", gated)(a(x)))
+
+
+@row(
+    "a -> b (4 units; no law: 'b' (Dense) has no known law)",
+    "b -> o (3 units; no law: 'b' (Dense) has no known law)",
+)
+def layer_whose_call_was_replaced(x):
+    b = layers.Dense(3, "relu", name="b")
+    call = b.call
+    b.call = lambda inputs, training=None: call(inputs * inputs)
+    return dense(2, "o")(b(dense(4, "a", "relu")(x)))
+
+
+@row(
+    "a -> o (4 units; no law: 'add' (Add) is called with more than its inputs)",
+)
+def sum_with_a_constant(x):
+    x = layers.Add(name="add")([dense(4, "a", "relu")(x), np.ones((1, 4))])
+    return dense(2, "o")(x)
+
+
+def two_inputs(**structure):
+    """A nested model of inputs p and q of 4 channels, which treats them differently."""
+    p, q = (keras.Input((4,), name=n, dtype="float64") for n in "pq")
+    outputs = layers.Add()([dense(5, "c", "relu")(p), dense(5, "d", "relu")(q)])
+    inputs = structure.get("inputs", lambda p, q: [p, q])(p, q)
+    return keras.Model(inputs, outputs, name="inner")
+
+
+NESTED = ("a -> c (4 units)", "b -> d (4 units)", "c + d -> o (5 units)")
+
+
+@row(*NESTED)
+def nested_model_called_with_a_keyword(x):
+    a, b = dense(4, "a", "relu")(x), dense(4, "b", "relu")(x)
+    return dense(2, "o")(two_inputs()(inputs=[a, b]))
+
+
+@row(*NESTED)
+def nested_model_called_with_a_dict_of_names(x):
+    a, b = dense(4, "a", "relu")(x), dense(4, "b", "relu")(x)
+    return dense(2, "o")(two_inputs()(inputs={"q": b, "p": a}))
+
+
+@row(*NESTED)
+def nested_model_of_inputs_in_another_order_than_their_names(x):
+    a, b = dense(4, "a", "relu")(x), dense(4, "b", "relu")(x)
+    inner = two_inputs(inputs=lambda p, q: [q, p])
+    return dense(2, "o")(inner(inputs={"q": b, "p": a}))
+
+
+@row(*NESTED)
+def nested_model_of_a_dict(x):
+    a, b = dense(4, "a", "relu")(x), dense(4, "b", "relu")(x)
+    inner = two_inputs(inputs=lambda p, q: {"q": q, "p": p})
+    return dense(2, "o")(inner({"q": b, "p": a}))
+
+
+class Gate(layers.Layer):
+    """Its first argument comes last among the keywords."""
+
+    def call(self, values, gain):
+        return values * gain
+
+
+@row(
+    "b + a -> o (4 units; no law: 'g' (Gate) is not known to be positively homogeneous)"
+)
+def keywords_of_a_layer_of_a_user(x):
+    a, b = dense(4, "a", "relu")(x), dense(4, "b", "relu")(x)
+    return dense(2, "o")(Gate(name="g")(values=a, gain=b))
+
+
+@row("a -> o (4 units)", shapes=((6, 4),))
+def mask_by_keyword(x):
+    mask, h = ops.any(ops.greater(x, 0.0), axis=-1), dense(4, "a", "relu")(x)
+    return dense(2, "o")(layers.GlobalAveragePooling1D()(mask=mask, inputs=h))
+
+
 RESNET18 = """
 conv1 -> bn1 (64 units, norm)
 bn1 + layer1_0_bn2 + layer1_1_bn2 -> layer1_0_conv1 + layer1_1_conv1 + layer2_0_conv1 \
@@ -628,6 +828,45 @@ def test_a_model_in_a_model_may_lack_a_graph():
         "a -> block (5 units; no law: 'block' (Block) has no known law)",
         "block -> o (5 units; no law: 'block' (Block) has no known law)",
     ]
+
+
+def test_a_model_with_a_loss_training_step_or_call_of_its_own():
+    def made(name, method):
+        own = type("Own", (keras.Model,), {name: method})
+        x = keras.Input((4,))
+        return own(x, dense(2, "o")(dense(5, "a", "relu")(x)), name="own")
+
+    for name in ("compute_loss", "train_step"):
+        model = made(name, lambda self, *args, **kwargs: ops.sum(self.weights[0]))
+        (group,) = conserved_groups(model)
+        assert group.reason == f"'own' has a {name} of its own"
+    model = made("call", lambda self, x, training=None: self.get_layer("o").kernel)
+    with pytest.raises(ValueError, match="one with a call of its own"):
+        conserved_groups(model)
+    model = made("predict_step", lambda self, data: data)
+    assert conserved_groups(model)[0].conserved
+
+
+def test_a_layer_that_cannot_be_called_on_symbols_ends_every_law():
+    class Concrete(layers.Layer):
+        def call(self, inputs):
+            if inputs.shape[0] is None:
+                raise TypeError("needs a batch size")
+            return inputs
+
+        def compute_output_spec(self, inputs):
+            return keras.KerasTensor(inputs.shape, inputs.dtype)
+
+    model = model_of(
+        lambda x: dense(2, "o")(
+            dense(3, "b", "relu")(dense(3, "a")(Concrete(name="c")(x)))
+        ),
+        (4,),
+    )
+    for group in conserved_groups(model):
+        assert group.reason == (
+            "what 'c' reads cannot be followed (needs a batch size)"
+        )
 
 
 def test_potentials_against_loops():

@@ -8,6 +8,7 @@ can, and marks them with the reason why the conservation law does not survive it
 """
 
 import dataclasses
+import inspect
 
 import keras
 import numpy as np
@@ -28,6 +29,9 @@ class Call:
         outputs: Keys of the tensors it returns.
         input_shapes: Shapes of the inputs, batch axis included, None where unknown.
         output_shapes: Shapes of the outputs.
+        plain: Whether these inputs, in their order, are all that it computes with
+            besides its own weights, masks aside: no constants, no further arguments.
+        arguments: Positional and keyword arguments as it was called with, a pair.
     """
 
     operation: object
@@ -36,6 +40,8 @@ class Call:
     outputs: tuple
     input_shapes: tuple
     output_shapes: tuple
+    plain: bool
+    arguments: tuple
 
 
 def flatten(model):
@@ -56,7 +62,8 @@ def flatten(model):
             f"Model '{model.name}' has no graph to follow. Expected a Sequential or "
             "functional model that knows its input shape; received a "
             f"{type(model).__name__}. Give a Sequential model a keras.Input as its "
-            "first layer or call it on data; a subclassed model cannot be followed."
+            "first layer or call it on data; a subclassed model, or one with a call of "
+            "its own, cannot be followed."
         )
     calls = []
     return calls, _flatten(model, None, (), calls)
@@ -73,9 +80,15 @@ def _flatten(model, given, path, calls):
         keys = {id(tensor): key for tensor, key in zip(inputs, given, strict=True)}
     for node in _nodes(outputs, stop=set(keys)):
         operation = node.operation
-        taken = [keys[id(tensor)] for tensor in node.input_tensors]
-        inner = _graph(operation)
-        if inner is not None and _matches(node, inner[0]):
+        first = _first_argument(node)
+        plain = first is not None
+        leaves = keras.tree.flatten(first) if plain else node.input_tensors
+        if not all(isinstance(leaf, keras.KerasTensor) for leaf in leaves):
+            plain, leaves = False, node.input_tensors
+        inner = _graph(operation) if plain else None
+        matched = None if inner is None else _matched(first, operation, inner[0])
+        if matched is not None:
+            taken = [keys[id(tensor)] for tensor in matched]
             made = _flatten(operation, taken, (*path, operation.name), calls)
             keys.update(zip(map(id, node.output_tensors), made, strict=True))
             continue
@@ -84,10 +97,12 @@ def _flatten(model, given, path, calls):
             Call(
                 operation,
                 "/".join((*path, operation.name)),
-                tuple(taken),
+                tuple(keys[id(tensor)] for tensor in leaves),
                 tuple(keys[id(tensor)] for tensor in node.output_tensors),
-                tuple(tuple(tensor.shape) for tensor in node.input_tensors),
+                tuple(tuple(tensor.shape) for tensor in leaves),
                 tuple(tuple(tensor.shape) for tensor in node.output_tensors),
+                plain,
+                (node.arguments.args, node.arguments.kwargs),
             )
         )
     return [keys[id(tensor)] for tensor in outputs]
@@ -95,21 +110,54 @@ def _flatten(model, given, path, calls):
 
 def _graph(operation):
     """(inputs, outputs), lists of symbolic tensors, of a model with a graph."""
-    if not isinstance(operation, keras.Model):
+    if not isinstance(operation, keras.Model) or not _keras.follows_its_graph(
+        operation
+    ):
         return None
     # A Sequential model that is not built raises AttributeError, as a subclassed one.
     inputs = getattr(operation, "inputs", None)
     return None if inputs is None else (inputs, operation.outputs)
 
 
-def _matches(node, inputs):
-    """Whether the tensors of a nested model's call are its inputs one by one."""
-    # A functional model also takes a dict for a list, or inputs of another rank, and
-    # rearranges them. Such a model stays one operation, of an unknown kind.
-    if any(isinstance(argument, dict) for argument in node.arguments.args):
-        return False
-    ranks = [len(tensor.shape) for tensor in node.input_tensors]
-    return ranks == [len(tensor.shape) for tensor in inputs]
+def _first_argument(node):
+    """What a call works on, None if further arguments carry an error signal too.
+
+    Arguments have their places in the signature, whichever way they were given: the
+    tensors of a node are in the order of the keywords, a mask before the input.
+    """
+    args, kwargs = node.arguments.args, node.arguments.kwargs
+    if not isinstance(node.operation, keras.Layer):
+        return [*args, *kwargs.values()]
+    try:
+        bound = inspect.signature(node.operation.call).bind(*args, **kwargs)
+    except TypeError:
+        return None
+    first, *others = bound.arguments.values() or [[]]
+    if any(
+        isinstance(leaf, (keras.KerasTensor, keras.Variable))
+        # No derivative goes through a mask.
+        and not leaf.dtype.startswith(("bool", "int", "uint", "string"))
+        for leaf in keras.tree.flatten(others)
+    ):
+        return None
+    return first
+
+
+def _matched(given, model, inputs):
+    """The tensors of a nested model's call in the order of its inputs, or None.
+
+    Keras takes a dict for a list too, by the names of the inputs, and inputs of
+    another rank, which it reshapes. In the latter case the model stays one operation,
+    of an unknown kind.
+    """
+    expected = _keras.inputs_structure(model)
+    if isinstance(given, dict) and not isinstance(expected, dict):
+        names = [tensor.name for tensor in inputs]
+        given = [given[name] for name in names] if set(names) <= set(given) else []
+    tensors = keras.tree.flatten(given)
+    if [len(t.shape) for t in tensors] != [len(t.shape) for t in inputs]:
+        return None
+    return tensors
 
 
 def _nodes(outputs, stop):
@@ -146,6 +194,10 @@ class Channels:
         """Numbers of so many new channels, an array (count,)."""
         self._count += count
         return np.arange(self._count - count, self._count)
+
+    def all(self):
+        """The numbers of all channels so far."""
+        return np.arange(self._count)
 
     def join(self, first, *others):
         """Makes channels one, entry by entry of the labels, which may broadcast."""
@@ -202,7 +254,7 @@ def follow(channels, call, labels):
     """
     handler = _handler(call)
     if handler is None:
-        reason = activation_reason(call.operation, call.path)
+        reason = _unknown_kind(call)
     else:
         result = handler(channels, call, labels)
         if result is not None:
@@ -213,19 +265,34 @@ def follow(channels, call, labels):
     return _blend(channels, call, labels)
 
 
+def is_known(call):
+    """Whether an operation without weights is known to be positively homogeneous."""
+    return _handler(call) is not None
+
+
+def _unknown_kind(call):
+    reason = activation_reason(call.operation, call.path)
+    if reason is None or type(call.operation) in _HANDLERS:
+        kind = type(call.operation).__name__
+        reason = f"'{call.path}' ({kind}) is called with more than its inputs"
+    return reason
+
+
 def _handler(call):
     """What hands the labels on through a positively homogeneous operation, or None."""
     operation = call.operation
+    if not call.plain or "call" in vars(operation):
+        return None
     if type(operation) in _HANDLERS:
         return _HANDLERS[type(operation)]
     if activation_reason(operation, call.path) is None:
         return _same
     # What remains are functions of keras.ops, such as x + y, whose classes are not
-    # public; with one tensor the other operand is a constant, and the law ends there.
+    # public. With a constant as the other operand they are not plain.
     if not _keras.is_own_operation(operation):
         return None
     name = type(operation).__name__
-    if name in {"Add", "Subtract", "Maximum", "Minimum"} and len(call.inputs) == 2:
+    if name in {"Add", "Subtract", "Maximum", "Minimum"}:
         return _merge
     return _same if name in {"Relu", "LeakyRelu", "Identity"} else None
 

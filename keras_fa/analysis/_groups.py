@@ -4,11 +4,14 @@ The law itself, what is conserved and when, is told in `conservation`.
 """
 
 import dataclasses
+import inspect
+import re
 
+import keras
 import numpy as np
 from keras import layers
 
-from keras_fa import rules
+from keras_fa import _keras, rules
 from keras_fa.analysis import _graph
 from keras_fa.layers import COUNTERPARTS, FeedbackMixin
 
@@ -134,8 +137,11 @@ def conserved_groups(model):
     and BatchNorm are joined through ReLU, leaky ReLU, pooling, padding, cropping,
     upsampling, flatten, reshape, permute, dropout, concatenation, and through sums,
     means, maxima and minima of tensors. A layer that is called twice has one law for
-    both calls together. The channels of the last layer, which no layer consumes, and
-    the input's, which none produces, form no group.
+    both calls together. Whatever else uses its variables ends the law: a wrapper, a
+    layer that holds or reads them, a penalty, a loss or training step of the model's
+    own. To see that, operations of unknown kinds are called on symbols once. The
+    channels of the last layer, which no layer consumes, and the input's, which none
+    produces, form no group.
 
     Args:
         model: A built Sequential or functional Keras model; nested ones are followed.
@@ -173,6 +179,10 @@ class _Walk:
     def __init__(self, model):
         self.channels = _graph.Channels()
         self._ends = {}
+        # Who uses each variable: `{id: {id of a layer or the like: what to call it}}`.
+        self._uses = {}
+        # Why there is no law at all.
+        self._reasons = []
         calls, outputs = _graph.flatten(model)
         labels = {}
         for call in calls:
@@ -184,6 +194,10 @@ class _Walk:
                         channels, f"'{call.path}' has an activity regularizer"
                     )
         self.ends = list(self._ends.values())
+        self._note_penalties(model)
+        self._mark_second_uses()
+        for reason in self._reasons:
+            self.channels.mark(self.channels.all(), reason)
         self.outputs = np.concatenate([labels[key].ravel() for key in outputs])
 
     def _step(self, call, taken):
@@ -191,19 +205,82 @@ class _Walk:
         layer = call.operation
         if not taken:
             return [self._source(shape) for shape in call.output_shapes]
-        if _is_linear(layer):
+        self._note_uses(call)
+        first = self._ends.get(id(layer))
+        followed = call.plain and (first is None or first.known)
+        if followed and _is_linear(layer):
             axis = _graph.channel_axis(layer)
             labels = self._end(call, taken[0], axis)
             reason = _graph.activation_reason(layer.activation, call.path)
             if reason is not None:
                 self.channels.mark(labels, reason)
             return [labels]
-        if type(layer) is layers.BatchNormalization and len(taken) == 1:
+        if followed and _is_norm(layer) and len(taken) == 1:
             axis = layer.axis % len(call.input_shapes[0]) - 1
             return [self._end(call, taken[0], axis)]
         if getattr(layer, "weights", None):
             return self._unknown_end(call, taken)
         return _graph.follow(self.channels, call, taken)
+
+    def _note_uses(self, call):
+        """Notes the variables of a layer, and what it reads besides."""
+        operation = call.operation
+        used = [*getattr(operation, "weights", ())]
+        used += [
+            leaf
+            for leaf in keras.tree.flatten(call.arguments)
+            if isinstance(leaf, keras.Variable)
+        ]
+        if not (_keras.is_own_operation(operation) or _reads_its_own_alone(call)):
+            used += self._read(f"'{call.path}'", operation, call.arguments)
+        self._use(used, id(operation), f"'{call.path}'")
+
+    def _note_penalties(self, model):
+        """Notes what a model's loss has beyond its outputs."""
+        for variable in model.variables:
+            penalty = getattr(variable, "regularizer", None)
+            if penalty is not None:
+                name = f"the regularizer of '{variable.path}'"
+                read = self._read(name, penalty, ((variable.value,), {}))
+                self._use(read, id(variable), name)
+        for method in ("compute_loss", "train_step"):
+            own = getattr(type(model), method) is not getattr(keras.Model, method)
+            if own or (method == "compute_loss" and method in vars(model)):
+                self._reasons.append(f"'{model.name}' has a {method} of its own")
+
+    def _read(self, name, function, arguments):
+        args, kwargs = arguments
+        layer = isinstance(function, keras.Layer)
+        if layer and "training" in inspect.signature(function.call).parameters:
+            # Keras writes down False where nothing was said.
+            kwargs = {**kwargs, "training": True}
+        try:
+            return _keras.variables_read(function, *args, **kwargs)
+        except Exception as error:
+            # Keras's first line says where, and the second what, in bold.
+            text = re.sub(r"\x1b\[\d*m", "", str(error))
+            lines = [line for line in text.splitlines() if line]
+            why = (lines[1:2] or lines or [type(error).__name__])[0]
+            self._reasons.append(f"what {name} reads cannot be followed ({why})")
+            return []
+
+    def _use(self, variables, key, name):
+        for variable in variables:
+            self._uses.setdefault(id(variable), {}).setdefault(key, name)
+
+    def _mark_second_uses(self):
+        """Ends the law where a gradient comes from more than the calls of a layer."""
+        for end in self.ends:
+            if not end.known:
+                continue
+            for variable in _variables(end.layer):
+                users = self._uses[id(variable)]
+                for key, name in users.items():
+                    if key not in (id(end.layer), id(variable)):
+                        reason = f"{name} uses the {variable.name} of '{end.path}' too"
+                        self.channels.mark(end.columns, reason)
+                        if _is_map(end.layer) and variable is end.layer.kernel:
+                            self.channels.mark(end.rows, reason)
 
     def _source(self, shape):
         labels = _graph.new_labels(self.channels, shape, -1)
@@ -261,7 +338,26 @@ def _is_map(layer):
 
 
 def _is_linear(layer):
-    return _is_map(layer) and not layer.lora_enabled and layer.quantization_mode is None
+    return (
+        _is_map(layer)
+        and "call" not in vars(layer)
+        and not layer.lora_enabled
+        and layer.quantization_mode is None
+    )
+
+
+def _is_norm(layer):
+    return type(layer) is layers.BatchNormalization and "call" not in vars(layer)
+
+
+def _reads_its_own_alone(call):
+    """Whether nothing in a call but Keras's own code reads variables."""
+    layer = call.operation
+    if getattr(layer, "activity_regularizer", None) is not None:
+        return False
+    if _is_linear(layer):
+        return _graph.activation_reason(layer.activation, call.path) is None
+    return _is_norm(layer) or _graph.is_known(call)
 
 
 def _variables(layer):
