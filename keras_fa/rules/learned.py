@@ -18,9 +18,11 @@ class KolenPollack(DrawnRule):
 
     B gets the same gradient, optimizer, schedule, decay, penalty and constraint as W,
     so their difference only shrinks: as `prod(1 - lr * weight_decay)` under decoupled
-    decay, while B = W without decay keeps the difference it started with. Source:
-    Akrout et al. (2019), after Kolen and Pollack (1994). A consumer conserves
-    `1/2 |B[j]|^2`. Arguments and errors are those of `DrawnRule`.
+    decay (Keras's SGD, AdamW), and without decay stays what it was under every
+    optimizer whose step depends on gradients alone, clipped or not. It moves under
+    Adafactor, Ftrl and Lamb, whose step depends on the values. Source: Akrout et al.
+    (2019), after Kolen and Pollack (1994). A consumer conserves `1/2 |B[j]|^2`.
+    Arguments and errors are those of `DrawnRule`.
     """
 
     label, color = "KP", "#e69f00"
