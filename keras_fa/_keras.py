@@ -118,6 +118,26 @@ def in_training(layer):
     return bool(layer._get_call_context().get_value("training", False))
 
 
+def autocast(layer):
+    """Within, variables are read in the dtype that a layer computes in.
+
+    Keras does so in a layer's call, for which there is no public context.
+    """
+    from keras.src.backend.common.variables import AutocastScope
+
+    return AutocastScope(layer.compute_dtype if layer.autocast else None)
+
+
+def set_mask(tensor, mask):
+    """Gives a tensor the mask of its steps, as a layer does from inside its call.
+
+    Public is only `compute_mask`, which Keras's reversible embedding does not use.
+    """
+    from keras.src.backend.common.masking import set_keras_mask
+
+    set_keras_mask(tensor, mask)
+
+
 def after(value, others):
     """A tensor that is there only when other readings have been made.
 

@@ -128,6 +128,22 @@ def stored(layer, index=0):
     return {name: np.array(variable) for name, variable in layer.stored(index).items()}
 
 
+def maps_of(layer):
+    """`(part, index, number)` of each kernel of a layer and of the layers it holds.
+
+    The index is that among the part's maps, the number that among all forward
+    weights of the layer, by which they are in order.
+    """
+    weights = layers.forward_variables(layer)
+    found = [
+        (part, index, next(n for n, w in enumerate(weights) if w is kernel))
+        for part in layers.feedback_layers(layer)
+        for index, entry in enumerate(part.maps)
+        for kernel in [getattr(part, entry.kernel)]
+    ]
+    return sorted(found, key=lambda each: each[2])
+
+
 # --- Layers: a feedback layer, its stock counterpart, arguments and input shape ---
 
 

@@ -57,6 +57,23 @@ class Subclassed(keras.Model):
 
 
 @keras.saving.register_keras_serializable("tests")
+class Mixer(keras.layers.Layer):
+    """Attention, which makes its projections late, and a loop, within another layer."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.attention = layers.MultiHeadAttention(2, 3)
+        self.loop = layers.LSTM(6)
+
+    def build(self, input_shape):
+        self.attention.build(input_shape, input_shape)
+        self.loop.build(input_shape)
+
+    def call(self, inputs):
+        return self.loop(inputs + self.attention(inputs, inputs))
+
+
+@keras.saving.register_keras_serializable("tests")
 class OwnStep(keras.Model):
     def train_step(self, data):
         return {"own": tf.constant(7.0), **super().train_step(data)}
@@ -139,7 +156,27 @@ def _lora():
     return model
 
 
+def _attention():
+    inputs = keras.Input((5, 6))
+    x = layers.MultiHeadAttention(2, 3)(inputs, inputs)
+    x = layers.GroupQueryAttention(3, 2, 1, use_gate=True)(x, x)
+    return keras.Model(inputs, layers.Dense(3)(x[:, 0]))
+
+
+def _recurrent():
+    return _sequential(
+        layers.Bidirectional(layers.LSTM(3, return_sequences=True)),
+        layers.RNN([layers.GRUCell(3), layers.LSTMCell(4)], return_sequences=True),
+        layers.GRU(4),
+        layers.Dense(3),
+        shape=(5, 2),
+    )
+
+
 NETS = {
+    "attention": _attention,
+    "recurrent": _recurrent,
+    "mixer": lambda: _sequential(Mixer(), layers.Dense(3), shape=(5, 6)),
     "deep": _deep,
     "shared": _shared,
     "wrapped": _wrapped,
@@ -176,7 +213,12 @@ def _assert_same(one, other, x, **kwargs):
 
 
 def _stock_layers(model):
-    return [x for x in keras_fa._keras.layers_of(model) if type(x) in COUNTERPARTS]
+    """The layers with kernels that have a counterpart."""
+    return [
+        x
+        for x in keras_fa._keras.layers_of(model)
+        if issubclass(COUNTERPARTS.get(type(x), object), FeedbackMixin)
+    ]
 
 
 def _moved(model):

@@ -7,11 +7,16 @@ of the forward pass is Keras's own, and under `rule="backprop"` so is every grad
 import keras
 
 from keras_fa.layers._base import (
+    FeedbackHolder,
     FeedbackMixin,
     Map,
     feedback_layers,
     feedback_variables,
     forward_variables,
+)
+from keras_fa.layers.attention import (
+    FeedbackGroupQueryAttention,
+    FeedbackMultiHeadAttention,
 )
 from keras_fa.layers.conv import (
     FeedbackConv1D,
@@ -30,6 +35,16 @@ from keras_fa.layers.depthwise import (
 )
 from keras_fa.layers.direct import DirectFeedback
 from keras_fa.layers.einsum import FeedbackEinsumDense
+from keras_fa.layers.embedding import FeedbackReversibleEmbedding
+from keras_fa.layers.recurrent import (
+    FeedbackGRU,
+    FeedbackGRUCell,
+    FeedbackLSTM,
+    FeedbackLSTMCell,
+    FeedbackRNN,
+    FeedbackSimpleRNN,
+    FeedbackSimpleRNNCell,
+)
 
 __all__ = [
     "COUNTERPARTS",
@@ -44,9 +59,20 @@ __all__ = [
     "FeedbackDepthwiseConv1D",
     "FeedbackDepthwiseConv2D",
     "FeedbackEinsumDense",
+    "FeedbackGRU",
+    "FeedbackGRUCell",
+    "FeedbackGroupQueryAttention",
+    "FeedbackHolder",
+    "FeedbackLSTM",
+    "FeedbackLSTMCell",
     "FeedbackMixin",
+    "FeedbackMultiHeadAttention",
+    "FeedbackRNN",
+    "FeedbackReversibleEmbedding",
     "FeedbackSeparableConv1D",
     "FeedbackSeparableConv2D",
+    "FeedbackSimpleRNN",
+    "FeedbackSimpleRNNCell",
     "Map",
     "feedback_layers",
     "feedback_variables",
@@ -66,5 +92,16 @@ COUNTERPARTS = {
     keras.layers.Conv2DTranspose: FeedbackConv2DTranspose,
     keras.layers.Conv3DTranspose: FeedbackConv3DTranspose,
     keras.layers.EinsumDense: FeedbackEinsumDense,
+    keras.layers.ReversibleEmbedding: FeedbackReversibleEmbedding,
+    keras.layers.SimpleRNNCell: FeedbackSimpleRNNCell,
+    keras.layers.LSTMCell: FeedbackLSTMCell,
+    keras.layers.GRUCell: FeedbackGRUCell,
+    # These hold the layers that have the kernels, each of them a row of its own.
+    keras.layers.MultiHeadAttention: FeedbackMultiHeadAttention,
+    keras.layers.GroupQueryAttention: FeedbackGroupQueryAttention,
+    keras.layers.RNN: FeedbackRNN,
+    keras.layers.SimpleRNN: FeedbackSimpleRNN,
+    keras.layers.LSTM: FeedbackLSTM,
+    keras.layers.GRU: FeedbackGRU,
 }
 """The feedback layer for each stock layer that has one."""

@@ -80,10 +80,12 @@ class FeedbackMixin:
         """
         self.drop_feedback()
         self._rule = rules.get(rule).for_layer()
+        if not self.built:
+            self._stored = [{} for _ in self.maps]
+            return
         with _keras.open_for_weights(self):
             self._stored = [{} for _ in self.maps]
-            if self.built:
-                self._add_feedback()
+            self._add_feedback()
 
     def drop_feedback(self):
         """Takes what the rule stores from the layer, which then needs another rule."""
@@ -308,6 +310,23 @@ class FeedbackMixin:
         )
 
 
+class FeedbackHolder:
+    """What layers made of feedback layers have in common; stands before a Keras class.
+
+    The rules are those of the layers inside, feedback layers in their own right; the
+    layer around them says in its config what they are. A subclass has a `rule`: one, or
+    `{name: rule}` by the names of the layers inside.
+    """
+
+    def get_config(self):
+        rule = self.rule
+        if isinstance(rule, dict):
+            rule = {name: rules.serialize(rules.get(one)) for name, one in rule.items()}
+        else:
+            rule = rules.serialize(rule)
+        return {**super().get_config(), "rule": rule}
+
+
 def _force(regularizer):
     """A penalty's gradient without its part in the loss, which W's has already."""
     if regularizer is None:
@@ -327,8 +346,8 @@ def feedback_layers(model):
         model: A Keras model or layer.
 
     Returns:
-        List of `FeedbackDense`, `FeedbackConv*` and layers of one's own with the
-        `FeedbackMixin`.
+        List of the layers that have the kernels: of an attention layer its projections,
+        of a recurrent one its cell. Layers of one's own with the `FeedbackMixin` too.
     """
     return [x for x in _keras.layers_of(model) if isinstance(x, FeedbackMixin)]
 

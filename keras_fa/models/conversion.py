@@ -149,7 +149,7 @@ def to_stock(model):
     """
     stock = copying.copy(unwire(model))
     for layer in _keras.layers_of(stock):
-        if isinstance(layer, (FeedbackMixin, swapping.FeedbackContainer)):
+        if swapping.has_a_rule(layer):
             swapping.put_back(layer)
     return stock
 
@@ -226,6 +226,9 @@ def _unknown(layer):
     if type(layer) not in COUNTERPARTS:
         stock = next((c for c in COUNTERPARTS if isinstance(layer, c)), None)
         return f"a subclass of {stock.__name__} with a call of its own" if stock else ""
+    if not issubclass(COUNTERPARTS[type(layer)], FeedbackMixin):
+        # The layers in it that have the kernels come by themselves.
+        return ""
     if layer.quantization_mode is not None:
         return "quantized layers have no backward pass"
     if not layer.built:

@@ -31,9 +31,17 @@ def put_back(layer):
             f"Layer '{layer.name}' is a {type(layer).__name__}, for which there is no "
             "stock Keras layer."
         )
-    layer.drop_feedback()
-    del layer._rule, layer._stored
+    if isinstance(layer, FeedbackMixin):
+        layer.drop_feedback()
+        del layer._rule, layer._stored
     _keras.change_class(layer, _STOCK[type(layer)])
+
+
+def has_a_rule(layer):
+    """Whether a layer is a feedback layer or holds some under a class of its own."""
+    return isinstance(layer, (FeedbackMixin, FeedbackContainer)) or (
+        type(layer) in _STOCK
+    )
 
 
 def written_class(layer):
@@ -81,12 +89,17 @@ class FeedbackContainer:
     def load_own_variables(self, store):
         # Its layers load theirs right after it.
         self._feed()
-        super().load_own_variables(store)
+        self.stock_class.load_own_variables(self, store)
 
     def _feed(self):
-        """Gives their rules to those of its layers that are there by now."""
+        """Gives their rules to those of its layers that are there by now.
+
+        An attention or a recurrent layer then gets the class that it has here.
+        """
         if self._awaited:
             _apply(self, self._awaited)
+        if not self._awaited and self.stock_class in COUNTERPARTS:
+            _keras.change_class(self, COUNTERPARTS[self.stock_class])
 
     def get_config(self):
         # Keras tells by the class whether a config is to be derived from __init__.
