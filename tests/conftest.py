@@ -30,8 +30,20 @@ tf.config.set_logical_device_configuration(
 )
 
 
-def pytest_collection_modifyitems(items):
+def pytest_addoption(parser):
+    parser.addoption(
+        "--long",
+        action="store_true",
+        help="Run every cell of the tables of layers, where else some stand for all.",
+    )
+
+
+def pytest_collection_modifyitems(config, items):
     """Files that start processes come first: a long one at the end would run alone."""
+    if not config.getoption("long"):
+        left_out = [item for item in items if item.get_closest_marker("long")]
+        items[:] = [item for item in items if not item.get_closest_marker("long")]
+        config.hook.pytest_deselected(items=left_out)
     slow = {item.path for item in items if item.get_closest_marker("processes")}
     items.sort(key=lambda item: item.path not in slow)
 

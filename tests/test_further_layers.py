@@ -12,7 +12,7 @@ import tensorflow as tf
 from helpers import LEARNED, RULES, assert_close
 from oracles import FURTHER
 
-from keras_fa import rules
+from keras_fa import convert, rules, to_stock
 from keras_fa.layers import (
     COUNTERPARTS,
     FeedbackDense,
@@ -35,11 +35,31 @@ pytestmark = pytest.mark.filterwarnings(
 
 every_case = pytest.mark.parametrize("case", FURTHER)
 _VARIANTS = [(name, n) for name, c in FURTHER.items() for n in range(len(c.variants))]
-every_variant = pytest.mark.parametrize(("case", "variant"), _VARIANTS)
+# Layers that hold layers or loop over time take long. What they do with a rule is what
+# depthwise kernels do, under every one in each run of the tests.
+_DEAR = {name for name in FURTHER if name.startswith(("att", "gat", "gro", "emb"))}
+_DEAR |= {name for name in FURTHER if name.startswith(("simple", "lstm", "gru"))}
+
+
+def _cells(cells, is_short):
+    """Cells of a table, of which the others are run with --long alone."""
+    return [
+        pytest.param(*cell, marks=() if is_short(*cell) else pytest.mark.long)
+        for cell in cells
+    ]
+
+
+every_variant = pytest.mark.parametrize(
+    ("case", "variant"),
+    _cells(_VARIANTS, lambda case, variant: variant == 0 or case not in _DEAR),
+)
 # Every rule with the first arguments; with the others what is done with a B.
 every_rule = pytest.mark.parametrize(
     ("case", "variant", "rule"),
-    [(*v, rule) for v in _VARIANTS for rule in (RULES if v[1] == 0 else ["fa"])],
+    _cells(
+        [(*v, rule) for v in _VARIANTS for rule in (RULES if v[1] == 0 else ["fa"])],
+        lambda case, variant, rule: case not in _DEAR or rule in ("fa", "pfa"),
+    ),
 )
 
 
@@ -388,8 +408,41 @@ def test_a_rule_that_moves_by_itself_moves_once_for_a_loop():
     )
 
 
-def test_cudnn_is_refused_unless_it_follows_the_rule():
+@keras.saving.register_keras_serializable("tests")
+class OwnLSTM(keras.layers.LSTM):
+    """A user's own class of a layer that may go through cuDNN."""
+
+
+def test_a_rule_never_goes_through_cudnn(monkeypatch):
+    """Whose loops are those of `keras.src.backend`, on a GPU."""
+    taken = []
+    for name in ("lstm", "gru", "bidirectional_lstm", "bidirectional_gru"):
+
+        def loop(*args, name=name, **kwargs):
+            taken.append(name)
+            raise NotImplementedError
+
+        monkeypatch.setattr(keras.src.backend, name, loop)
+    layers = keras.layers
+    several = {"return_sequences": True}
+    model = keras.Sequential(
+        [
+            keras.Input((5, 3)),
+            layers.Bidirectional(layers.LSTM(3, **several)),
+            layers.Bidirectional(FURTHER["gru"].make("fa", **several)),
+            OwnLSTM(3, **several),
+            layers.GRU(3),
+        ]
+    )
     x = FURTHER["lstm"].inputs()
+    new, _ = convert(model)
+    taken.clear()
+    new(x)
+    assert not taken
+    for other in (to_stock(new), convert(new, "backprop")[0]):
+        taken.clear()
+        other(x)
+        assert set(taken) == {"lstm", "gru", "bidirectional_lstm", "bidirectional_gru"}
     with pytest.raises(ValueError, match="knows no rule but"):
         FURTHER["lstm"].make("fa", use_cudnn=True)(x)
     with pytest.raises(ValueError, match="cuDNN is not supported"):
@@ -460,7 +513,11 @@ _SOME = {
     "embedding": ("ada_fa", "kolen_pollack"),
 }
 some = pytest.mark.parametrize(
-    ("case", "rule"), [(case, rule) for case, both in _SOME.items() for rule in both]
+    ("case", "rule"),
+    _cells(
+        [(case, rule) for case, both in _SOME.items() for rule in both],
+        lambda case, rule: rule == _SOME[case][case in _DEAR],
+    ),
 )
 _KINDS = {
     "fa": {"feedback": False},
@@ -568,12 +625,15 @@ def test_config_and_clone_have_the_rule_and_feedback_of_their_own(case, rule):
 
 @pytest.mark.parametrize(
     ("policy", "compute", "tolerance"),
-    [
-        # Measured against float64, the worst of the table: 1.8e-7, 1.4e-2, 1.5e-3.
-        ("float32", "float32", 1e-6),
-        ("mixed_bfloat16", "bfloat16", 3e-2),
-        ("mixed_float16", "float16", 5e-3),
-    ],
+    _cells(
+        [
+            # Measured against float64, the worst of the table: 1.8e-7, 1.4e-2, 1.5e-3.
+            ("float32", "float32", 1e-6),
+            ("mixed_bfloat16", "bfloat16", 3e-2),
+            ("mixed_float16", "float16", 5e-3),
+        ],
+        lambda policy, *_: policy == "mixed_float16",
+    ),
 )
 @pytest.mark.parametrize("case", _SOME)
 def test_dtype_policy(case, policy, compute, tolerance):
@@ -592,8 +652,13 @@ def test_dtype_policy(case, policy, compute, tolerance):
     assert_close(actual.astype("float64"), expected, tolerance)
 
 
-@pytest.mark.parametrize("compiled", ["graph", "jit"])
-@pytest.mark.parametrize("case", _SOME)
+@pytest.mark.parametrize(
+    ("case", "compiled"),
+    _cells(
+        [(case, compiled) for case in _SOME for compiled in ("graph", "jit")],
+        lambda *cell: cell in (("attention", "graph"), ("lstm", "jit")),
+    ),
+)
 def test_compiled_gradients_equal_eager(case, compiled):
     rule = _SOME[case][compiled == "jit"]
     layer, _, x = _pair(case, rule)

@@ -11,6 +11,8 @@ from keras_fa.layers._base import FeedbackHolder, FeedbackMixin, Map
 
 # What is held for the loops now under way: `{id of a cell: [(W, B), (U, C)]}`.
 _held = threading.local()
+_NOT_UNDER_A_RULE = "not under a rule"
+_BACKPROP = rules.Backprop()
 
 
 class _FeedbackCell(FeedbackMixin):
@@ -194,6 +196,37 @@ class _FeedbackLoop:
             )
 
 
+class PastCuDNN:
+    """Keeps LSTM and GRU from cuDNN's loops, whose backward pass of their own has W.
+
+    Stands before the Keras class of a layer whose cell has a rule. Keras's loops ask
+    `use_cudnn`, that of its bidirectional layer too.
+    """
+
+    @property
+    def use_cudnn(self):
+        """What was specified; under a rule neither True nor "auto"."""
+        # In a container the cell may have been left without a rule.
+        if isinstance(getattr(self.cell, "rule", _BACKPROP), rules.Backprop):
+            return vars(self).get("use_cudnn")
+        return _NOT_UNDER_A_RULE
+
+    @use_cudnn.setter
+    def use_cudnn(self, value):
+        # A bidirectional layer hands on what it reads of the layer it was made of.
+        if value is not _NOT_UNDER_A_RULE:
+            vars(self)["use_cudnn"] = value
+
+    def inner_loop(self, sequences, initial_state, mask, training=False):
+        if self.use_cudnn is _NOT_UNDER_A_RULE and vars(self)["use_cudnn"] is True:
+            raise ValueError(
+                f"Layer '{self.name}': use_cudnn=True was specified, but cuDNN knows "
+                f'no rule but "backprop". Received: rule={self.cell.rule!r}. Use '
+                'use_cudnn="auto".'
+            )
+        return super().inner_loop(sequences, initial_state, mask, training)
+
+
 class _FeedbackRecurrent(_FeedbackLoop, FeedbackHolder):
     """A layer with a cell of its own, which becomes a feedback cell."""
 
@@ -208,22 +241,6 @@ class _FeedbackRecurrent(_FeedbackLoop, FeedbackHolder):
     def rule(self):
         """The cell's rule."""
         return self.cell.rule
-
-    def inner_loop(self, sequences, initial_state, mask, training=False):
-        if isinstance(self.cell.rule, rules.Backprop):
-            return super().inner_loop(sequences, initial_state, mask, training)
-        # cuDNN's loop has a backward pass of its own, with W.
-        if getattr(self, "use_cudnn", False) is True:
-            raise ValueError(
-                f"Layer '{self.name}': use_cudnn=True was specified, but cuDNN knows "
-                f'no rule but "backprop". Received: rule={self.cell.rule!r}. Use '
-                'use_cudnn="auto".'
-            )
-        if keras.tree.is_nested(mask):
-            mask = mask[0]
-        return keras.layers.RNN.inner_loop(
-            self, sequences, initial_state, mask, training
-        )
 
 
 @keras.saving.register_keras_serializable(rules.PACKAGE)
@@ -247,7 +264,7 @@ class FeedbackSimpleRNN(_FeedbackRecurrent, keras.layers.SimpleRNN):
 
 
 @keras.saving.register_keras_serializable(rules.PACKAGE)
-class FeedbackLSTM(_FeedbackRecurrent, keras.layers.LSTM):
+class FeedbackLSTM(PastCuDNN, _FeedbackRecurrent, keras.layers.LSTM):
     """`keras.layers.LSTM` with a feedback rule.
 
     The error goes to the input through the B of the kernel, and back in time through
@@ -270,7 +287,7 @@ class FeedbackLSTM(_FeedbackRecurrent, keras.layers.LSTM):
 
 
 @keras.saving.register_keras_serializable(rules.PACKAGE)
-class FeedbackGRU(_FeedbackRecurrent, keras.layers.GRU):
+class FeedbackGRU(PastCuDNN, _FeedbackRecurrent, keras.layers.GRU):
     """`keras.layers.GRU` with a feedback rule: see `FeedbackLSTM`."""
 
     cell_class = FeedbackGRUCell

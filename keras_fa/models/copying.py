@@ -126,6 +126,11 @@ def _carry(old, new):
         with tempfile.TemporaryDirectory() as folder:
             old.save_assets(folder)
             new.load_assets(folder)
+    if isinstance(old, keras.layers.RNN) and old.stateful:
+        # What it remembers is in no list of variables, nor in files.
+        states = map(keras.tree.flatten, (old.states, new.states))
+        for state, copied in zip(*states, strict=True):
+            copied.assign(state)
     # Last, as LoRA's factors are merged into what a file gets.
     kinds = zip(_keras.own_variables(old), _keras.own_variables(new), strict=True)
     for variables, copies in kinds:

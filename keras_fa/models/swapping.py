@@ -6,6 +6,7 @@ import keras
 
 from keras_fa import _keras, rules
 from keras_fa.layers import COUNTERPARTS, FeedbackMixin
+from keras_fa.layers.recurrent import PastCuDNN
 
 _STOCK = {feedback: stock for stock, feedback in COUNTERPARTS.items()}
 
@@ -146,7 +147,10 @@ def _container_class(stock):
         "__qualname__": stock.__qualname__,
         "__doc__": stock.__doc__,
     }
-    made = type(stock.__name__, (FeedbackContainer, stock), members)
+    bases = [FeedbackContainer, stock]
+    if issubclass(stock, (keras.layers.LSTM, keras.layers.GRU)):
+        bases.insert(1, PastCuDNN)
+    made = type(stock.__name__, tuple(bases), members)
     register = keras.saving.register_keras_serializable(
         rules.PACKAGE, FeedbackContainer.__name__
     )
