@@ -13,7 +13,12 @@ from keras import layers
 
 from keras_fa import _keras, rules
 from keras_fa.analysis import _graph
-from keras_fa.layers import COUNTERPARTS, FeedbackMixin
+from keras_fa.layers import (
+    COUNTERPARTS,
+    DirectFeedback,
+    FeedbackDense,
+    FeedbackMixin,
+)
 
 # The linear layers whose channels are followed. Exact types everywhere: a subclass may
 # compute anything.
@@ -51,15 +56,19 @@ class Consumer:
         layer: The Keras layer.
         path: Its name, after those of the nested models that it stands in.
         kernel: Its kernel W, `(..., input channels / groups, output channels)`; None
-            for a BatchNorm, which adds nothing, and a layer without a known law.
+            for a BatchNorm, which adds nothing, and a layer without a known law. Of
+            direct feedback what is trained on the channels and the signal: B_l, its
+            ghost, or the output layer's W.
         units: Integer array (input channels,): the unit of the group that each input
             channel, and with it the kernel's row, belongs to; -1 for other groups.
+        tap: Which tap of a `DirectFeedback` it is, None for any other layer.
     """
 
     layer: object
     path: str
     kernel: object
     units: np.ndarray
+    tap: int | None = None
 
     def __repr__(self):
         return f"<Consumer {self.path} ({np.sum(self.units >= 0)} channels)>"
@@ -73,6 +82,9 @@ class Consumer:
             its forward and backward kernels, B None where it is W. Under a rule without
             a law V and P are W and B, so that its drift can still be measured.
         """
+        if self.tap is not None and not self.layer.rule.learned:
+            feedback = self.layer.feedback(self.tap)
+            return self.kernel, feedback, self.kernel, feedback
         if not isinstance(self.layer, FeedbackMixin):
             return self.kernel, None, self.kernel, None
         backward = self.layer.backward_kernel()
@@ -171,6 +183,16 @@ class _End:
     columns: np.ndarray
     rows: np.ndarray
     known: bool = True
+    # Of a tap of direct feedback: its number, and what is trained on it.
+    tap: int | None = None
+    readout: object = None
+
+    @property
+    def kernel(self):
+        """The kernel that a consumer's part of the law is made of, or None."""
+        if self.tap is not None:
+            return self.readout
+        return self.layer.kernel if self.known and _is_map(self.layer) else None
 
 
 class _Walk:
@@ -184,6 +206,7 @@ class _Walk:
         # Why there is no law at all.
         self._reasons = []
         calls, outputs = _graph.flatten(model)
+        self._makers = {key: call for call in calls for key in call.outputs}
         labels = {}
         for call in calls:
             made = self._step(call, [labels[key] for key in call.inputs])
@@ -218,6 +241,9 @@ class _Walk:
         if followed and _is_norm(layer) and len(taken) == 1:
             axis = layer.axis % len(call.input_shapes[0]) - 1
             return [self._end(call, taken[0], axis)]
+        if type(layer) is DirectFeedback and call.plain:
+            self._taps(call, taken)
+            return taken[:1]
         if getattr(layer, "weights", None):
             return self._unknown_end(call, taken)
         return _graph.follow(self.channels, call, taken)
@@ -271,7 +297,7 @@ class _Walk:
     def _mark_second_uses(self):
         """Ends the law where a gradient comes from more than the calls of a layer."""
         for end in self.ends:
-            if not end.known:
+            if not end.known or end.tap is not None:
                 continue
             for variable in _variables(end.layer):
                 users = self._uses[id(variable)]
@@ -295,6 +321,8 @@ class _Walk:
             labels, [other for other in range(labels.ndim) if other != axis]
         )
         rows = np.broadcast_to(rows.ravel(), size)
+        if _is_cut(layer):
+            rows = rows[:0]
         if id(layer) in self._ends:
             # The same weights again: their gradient is the sum over the calls, and so
             # is the law.
@@ -310,6 +338,43 @@ class _Walk:
                 self.channels.mark(rows, reason)
         columns = self._ends[id(layer)].columns
         return _graph.along(columns, len(call.output_shapes[0]) - 1, axis)
+
+    def _taps(self, call, taken):
+        """The hidden layers to which direct feedback brings the output's error."""
+        layer = call.operation
+        nothing = self.channels.new(0)
+        for tap, labels in enumerate(taken[1:]):
+            shape = call.input_shapes[1 + tap][1:]
+            rows = np.broadcast_to(labels, shape).ravel()
+            readout = layer.readout(tap)
+            if readout is None:
+                readout = self._output_kernel(call, tap)
+            if readout is None:
+                self.channels.mark(
+                    rows,
+                    f"'{call.path}' ({rules.label_of(layer.rule)}) has a law for its "
+                    "ghost readouts alone: ask for ghost=True",
+                )
+            self._ends[id(layer), tap] = _End(
+                layer, call.path, nothing, rows, tap=tap, readout=readout
+            )
+
+    def _output_kernel(self, call, tap):
+        """W of the output layer, where the tap and the error are all that train it."""
+        maker = self._makers.get(call.inputs[0])
+        if maker is None or call.operation.rule.signal != "error":
+            return None
+        layer = maker.operation
+        known = id(layer) in self._ends and self._ends[id(layer)].known
+        if (
+            known
+            and type(layer) is FeedbackDense
+            and layer.activation is keras.activations.linear
+            and maker.inputs[0] == call.inputs[1 + tap]
+            and not list(_variable_reasons(layer.kernel, maker.path))
+        ):
+            return layer.kernel
+        return None
 
     def _unknown_end(self, call, taken):
         """A call of any other layer with weights."""
@@ -346,6 +411,15 @@ def _is_linear(layer):
     )
 
 
+def _is_cut(layer):
+    """Whether a layer sends nothing back itself: direct feedback does it."""
+    return (
+        isinstance(layer, FeedbackMixin)
+        and isinstance(layer.rule, rules.DirectFeedbackAlignment)
+        and layer.rule.wired
+    )
+
+
 def _is_norm(layer):
     return type(layer) is layers.BatchNormalization and "call" not in vars(layer)
 
@@ -378,6 +452,8 @@ def _producer_reasons(layer, path):
 
 
 def _consumer_reasons(layer, path):
+    if _is_cut(layer):
+        return
     if _is_map(layer):
         yield from _variable_reasons(layer.kernel, path)
         if isinstance(layer, FeedbackMixin) and layer.potential() is None:
@@ -451,8 +527,9 @@ def _group(name, producing, consuming, units, reason):
         Consumer(
             end.layer,
             end.path,
-            end.layer.kernel if end.known and _is_map(end.layer) else None,
+            end.kernel,
             units[end.rows],
+            end.tap,
         )
         for end in consuming
     )

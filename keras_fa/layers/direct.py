@@ -108,6 +108,15 @@ class DirectFeedback(keras.layers.Layer):
             return first[: self._units[index]] / math.sqrt(max(self._units))
         return ops.matmul(first, *others) if others else first
 
+    def readout(self, index):
+        """What is trained on a tap and the signal, a variable (units, outputs).
+
+        B_l itself under a rule that learns it, else the ghost G_l, or None.
+        """
+        if self._rule.learned:
+            return self._parts[index][0]
+        return self.ghosts[index] if self.ghosts else None
+
     def feedback_variables(self):
         """All that is stored: feedback and ghosts."""
         return list(self.weights)
