@@ -8,6 +8,7 @@ where one of them moves.
 import contextlib
 import functools
 import random
+import sys
 
 import keras
 
@@ -19,6 +20,25 @@ def layers_of(model):
     level, and wrappers and layers inside layers are in no list.
     """
     return model._flatten_layers()
+
+
+def paths_of(model):
+    """`(path, layer)` of all layers inside a model, each once, in the order of those.
+
+    A path is the names of the layers on the way, joined by "/". Public is the path of a
+    variable, which has those that were open when it was made.
+    """
+    found, seen = [], {id(model)}
+
+    def visit(layer, path):
+        for part in layer._layers:
+            if id(part) not in seen:
+                seen.add(id(part))
+                found.append(("/".join((*path, part.name)), part))
+                visit(part, (*path, part.name))
+
+    visit(model, ())
+    return found
 
 
 def producing_node(tensor):
@@ -60,11 +80,20 @@ def inputs_structure(model):
     return getattr(model, "_functional", model)._inputs_struct
 
 
+def on_symbols(function, *args, **kwargs):
+    """Calls a function once on symbols, so that what it makes at first is there.
+
+    Public is `keras.Operation.compute_output_spec`, which does not always call.
+    """
+    from keras.src.backend import compute_output_spec
+
+    return compute_output_spec(function, *args, **kwargs)
+
+
 def variables_read(function, *args, **kwargs):
     """The variables that a function of tensors reads, on symbols: nothing is computed.
 
-    Public are a stateless scope, by which Keras asks for the value of each variable
-    that is read, and `keras.Operation.compute_output_spec`, which does not always call.
+    By a stateless scope Keras asks for the value of each variable that is read.
 
     Args:
         function: Function of the arguments.
@@ -74,8 +103,6 @@ def variables_read(function, *args, **kwargs):
     Returns:
         List of variables.
     """
-    from keras.src.backend import compute_output_spec
-
     read = {}
 
     class Recording(keras.StatelessScope):
@@ -87,8 +114,88 @@ def variables_read(function, *args, **kwargs):
         with Recording():
             return function(*args, **kwargs)
 
-    compute_output_spec(recorded, *args, **kwargs)
+    on_symbols(recorded, *args, **kwargs)
     return list(read.values())
+
+
+def resolved_losses(loss):
+    """What `compile` takes as loss, names and configs replaced by what they stand for.
+
+    Raises:
+        ValueError: If a name is unknown.
+    """
+    if isinstance(loss, dict) and {"class_name", "config"} <= set(loss):
+        return keras.losses.get(loss)
+
+    def resolved(one):
+        # Keras makes one of three of "crossentropy", once it sees the targets.
+        if isinstance(one, str) and one.lower() not in ("crossentropy", "ce"):
+            return keras.losses.get(one)
+        return one
+
+    return keras.tree.map_structure(resolved, loss)
+
+
+def compile_loss(loss, weights, output_names, dtype):
+    """What `compile` makes of its `loss` and `loss_weights`.
+
+    Public is `keras.Model.compile` alone, which changes the model.
+
+    Args:
+        loss: From `resolved_losses`.
+        weights: As `compile` takes them.
+        output_names: Of the model, None if it has none.
+        dtype: What functions are computed in and losses added in; None for Keras's
+            default. That of a `keras.Loss` is its own.
+
+    Returns:
+        Function of (y_true, y_pred, sample_weight).
+    """
+    from keras.src.losses.losses import LossFunctionWrapper
+    from keras.src.trainers.compile_utils import CompileLoss
+
+    def wrapped(one):
+        if one is None or isinstance(one, (str, keras.Loss)):
+            return one
+        return LossFunctionWrapper(one, dtype=dtype)
+
+    compiled = CompileLoss(
+        keras.tree.map_structure(wrapped, loss), weights, output_names=output_names
+    )
+    if dtype is not None:
+        compiled._dtype = dtype
+    return compiled
+
+
+def weights_of_fit(model):
+    """The weights of examples in the `fit` of a model that is under way.
+
+    Keras hands them to no callback: they are read from the call itself.
+
+    Returns:
+        (class_weight, whether batches bring weights), (None, False) outside of `fit`.
+    """
+    frame = sys._getframe(1)
+    while frame is not None:
+        if (
+            frame.f_code.co_name == "fit"
+            and frame.f_locals.get("self") is model
+            and "epoch_iterator" in frame.f_locals
+        ):
+            break
+        frame = frame.f_back
+    else:
+        return None, False
+    batches = frame.f_locals["epoch_iterator"]._distributed_dataset.element_spec
+    weighted = isinstance(batches, tuple) and len(batches) == 3
+    return frame.f_locals["class_weight"], weighted and batches[2] is not None
+
+
+def class_weights(y, class_weight):
+    """The weight of each example by its class, as `fit` makes it, an array (batch,)."""
+    from keras.src.trainers.data_adapters import data_adapter_utils
+
+    return data_adapter_utils.class_weight_to_sample_weights(y, class_weight)
 
 
 def allow_more_weights(layer):

@@ -365,15 +365,43 @@ class Conservation(_Instrument):
 class _Probe(_Instrument):
     """An instrument that runs the model on a fixed batch."""
 
-    def __init__(self, x, y, every=1, unit="epoch", loss=None, prefix="", quiet=False):
+    def __init__(
+        self,
+        x,
+        y,
+        every=1,
+        unit="epoch",
+        loss=None,
+        prefix="",
+        quiet=False,
+        sample_weight=None,
+        loss_weights=None,
+    ):
         super().__init__(every, unit, prefix, quiet)
-        self.x, self.y = x, y
-        self._loss = loss
-        self._compare = None
+        self.x, self.y, self.sample_weight = x, y, sample_weight
+        self._loss, self._loss_weights = loss, loss_weights
+        self._compare = self._weights = None
 
     def on_train_begin(self, logs=None):
         super().on_train_begin(logs)
-        self._compare = analysis.GradientAlignment(self.model, self._loss)
+        self._weights = self._weights_of_examples()
+        self._compare = analysis.GradientAlignment(
+            self.model, self._loss, loss_weights=self._loss_weights
+        )
+
+    def _weights_of_examples(self):
+        class_weight, weighted = _keras.weights_of_fit(self.model)
+        if self.sample_weight is not None:
+            return self.sample_weight
+        if class_weight is not None:
+            return _keras.class_weights(self.y, class_weight)
+        if weighted:
+            raise ValueError(
+                f"{type(self).__name__} would measure another objective than the one "
+                "that is trained: the training data have sample weights. Give it the "
+                "`sample_weight` of its own examples, all ones if they count alike."
+            )
+        return None
 
 
 @register("instrument", "gradient_alignment")
@@ -401,14 +429,18 @@ class GradientAlignment(_Probe):
         prefix: What to put before each key: two instruments on two batches need
             different ones, such as "" and "test_".
         quiet: Whether to stay out of the line that `fit` prints.
+        sample_weight: What each example of the batch counts. None takes the
+            `class_weight` of `fit`, where it was given one.
+        loss_weights: As `compile` takes them, with a loss for each output.
 
     Raises:
         ValueError: If `every`, `unit` or `prefix` is not one of these, or, in training,
-            if another callback writes the same keys.
+            if another callback writes the same keys, or if the training data have
+            sample weights and the batch has none.
     """
 
     def _measure(self):
-        result = self._compare(self.x, self.y)
+        result = self._compare(self.x, self.y, self._weights)
         logs = {"gradient_inner": result.inner_product, "gradient_loss": result.loss}
         for suffix, terms in [
             ("", result.whole),
@@ -430,7 +462,7 @@ class ErrorAlignment(_Probe):
     """
 
     def _measure(self):
-        signals = self._compare.errors(self.x, self.y)
+        signals = self._compare.errors(self.x, self.y, sample_weight=self._weights)
         return {f"error_cosine/{name}": s.cosine for name, s in signals.items()}
 
 

@@ -15,13 +15,17 @@ from keras_fa.registry import register
 class ExponentialLoss(keras.losses.Loss):
     """exp(-y f(x)), the loss of proposition 5.7 of Robertson and Koyejo (2024).
 
-    Labels are -1 and +1; labels and outputs have shape (batch, 1).
+    Labels are -1 and +1, of the shape of the outputs, (batch, 1), or of shape (batch,).
+
+    Raises:
+        ValueError: In a call, if labels and outputs have other shapes.
     """
 
     def __init__(self, reduction="sum_over_batch_size", name="exponential", dtype=None):
         super().__init__(name=name, reduction=reduction, dtype=dtype)
 
     def call(self, y_true, y_pred):
+        y_true, y_pred = _of_one_shape(y_true, y_pred, self.name)
         return ops.mean(ops.exp(-y_true * y_pred), axis=-1)
 
     def get_config(self):
@@ -35,13 +39,18 @@ class HalfSquaredError(keras.losses.Loss):
 
     The squared error of Song, Xu and Lafferty (2021), equation (2.2), and of Robertson
     and Koyejo (2023): sums where Keras's mean squared error has means, so that step
-    sizes mean what they mean there.
+    sizes mean what they mean there. With one output the targets may be of shape
+    (batch,).
+
+    Raises:
+        ValueError: In a call, if targets and outputs have other shapes.
     """
 
     def __init__(self, reduction="sum", name="half_squared_error", dtype=None):
         super().__init__(name=name, reduction=reduction, dtype=dtype)
 
     def call(self, y_true, y_pred):
+        y_true, y_pred = _of_one_shape(y_true, y_pred, self.name)
         return 0.5 * ops.sum(ops.square(y_pred - y_true), axis=-1)
 
     def get_config(self):
@@ -81,6 +90,36 @@ class SigmoidCrossEntropy(keras.losses.Loss):
 
     def get_config(self):
         return {"reduction": self.reduction, "name": self.name, "dtype": self.dtype}
+
+
+def _of_one_shape(y_true, y_pred, name):
+    """Targets and outputs without what is broadcast, which would pair all with all.
+
+    A last axis of one entry comes and goes, as in the losses that Keras wraps.
+    """
+    shapes = tuple(y_true.shape), tuple(y_pred.shape)
+    long, short = sorted(shapes, key=len, reverse=True)
+    if len(long) == len(short) + 1 and long[-1] == 1:
+        if len(short) == 1:
+            y_true, y_pred = (
+                ops.expand_dims(y, -1) if len(y.shape) == 1 else y
+                for y in (y_true, y_pred)
+            )
+        else:
+            y_true, y_pred = (
+                ops.squeeze(y, -1) if len(y.shape) == len(long) else y
+                for y in (y_true, y_pred)
+            )
+    now = tuple(y_true.shape), tuple(y_pred.shape)
+    sizes = zip(*now, strict=False)
+    if len(now[0]) != len(now[1]) or any(
+        one != other and None not in (one, other) for one, other in sizes
+    ):
+        raise ValueError(
+            f"The loss '{name}' needs targets of the shape of the outputs. Received: "
+            f"targets {shapes[0]}, outputs {shapes[1]}."
+        )
+    return y_true, y_pred
 
 
 @register("loss", "cross_entropy")

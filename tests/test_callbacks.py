@@ -187,6 +187,33 @@ def test_bad_arguments(arguments, match):
             instrument(**arguments)
 
 
+def test_class_weights_of_fit_are_seen_and_sample_weights_asked_for():
+    weights, labels = {0: 0.1, 1: 5.0}, Y.astype("int64")
+    counts = np.array([weights.get(label, 1.0) for label in Y], "float32")
+    model = compiled()
+    probe = callbacks.GradientAlignment(X, labels)
+    history = fit(model, [probe], epochs=1, class_weight=weights)
+    expected = analysis.gradient_alignment(model, X, Y, sample_weight=counts)
+    assert history["gradient_norm"][0] == pytest.approx(expected.gradient_norm)
+    plain = analysis.gradient_alignment(model, X, Y)
+    assert history["gradient_norm"][0] != pytest.approx(plain.gradient_norm, rel=0.01)
+    with pytest.raises(ValueError, match="training data have sample weights"):
+        fit(model, [callbacks.GradientAlignment(X, Y)], sample_weight=counts)
+    with pytest.raises(ValueError, match="training data have sample weights"):
+        batches = ((X[:8], Y[:8], counts[:8]) for _ in range(2))
+        probe = callbacks.ErrorAlignment(X, Y)
+        model.fit(batches, callbacks=[probe], verbose=0, shuffle=False)
+    probes = [
+        callbacks.GradientAlignment(X, Y, sample_weight=counts),
+        callbacks.ErrorAlignment(X, Y, sample_weight=counts),
+    ]
+    history = fit(model, probes, epochs=1, sample_weight=counts)
+    expected = analysis.gradient_alignment(model, X, Y, sample_weight=counts)
+    assert history["gradient_norm"][0] == pytest.approx(expected.gradient_norm)
+    expected = analysis.error_alignment(model, X, Y, sample_weight=counts)["dense_1"]
+    assert history["error_cosine/dense_1"][0] == pytest.approx(expected.cosine)
+
+
 def test_two_probes_need_two_prefixes():
     first = callbacks.GradientAlignment(X, Y)
     with pytest.raises(ValueError, match="'gradient_inner' in the logs already"):

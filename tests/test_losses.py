@@ -32,6 +32,35 @@ def test_half_squared_error(reduction, reduce):
     np.testing.assert_allclose(loss(TARGETS, OUTPUTS), expected, rtol=1e-14)
 
 
+@pytest.mark.parametrize("flat", ["labels", "outputs"])
+def test_labels_without_the_last_axis_meet_their_own_output(flat):
+    outputs, labels = OUTPUTS[:, :1], SIGNS
+    squares = 0.5 * np.sum((outputs - labels) ** 2)
+    exponential = np.mean(np.exp(-labels * outputs))
+    if flat == "labels":
+        labels = labels[:, 0]
+    else:
+        outputs = outputs[:, 0]
+    loss = losses.HalfSquaredError(dtype="float64")
+    np.testing.assert_allclose(loss(labels, outputs), squares, rtol=1e-14)
+    loss = losses.ExponentialLoss(dtype="float64")
+    np.testing.assert_allclose(loss(labels, outputs), exponential, rtol=1e-14)
+
+
+def test_sequences_of_single_outputs():
+    outputs, targets = OUTPUTS[:, :, None], TARGETS
+    loss = losses.HalfSquaredError("sum_over_batch_size", dtype="float64")
+    expected = 0.5 * np.mean(np.sum((OUTPUTS - TARGETS) ** 2, axis=1))
+    np.testing.assert_allclose(loss(targets, outputs), expected, rtol=1e-14)
+
+
+@pytest.mark.parametrize("loss", [losses.HalfSquaredError, losses.ExponentialLoss])
+@pytest.mark.parametrize("shape", [(5,), (5, 1), (5, 3, 1, 1), (1, 3)])
+def test_targets_that_would_be_broadcast_are_refused(loss, shape):
+    with pytest.raises(ValueError, match=r"of the outputs. Received: targets"):
+        loss()(np.ones(shape), OUTPUTS)
+
+
 def test_half_squared_error_is_summed_unless_told_otherwise():
     assert losses.HalfSquaredError().reduction == "sum"
 

@@ -1,11 +1,13 @@
 """Weight alignment: how near the backward kernels are to the forward ones."""
 
+import collections
 import dataclasses
 import math
 
 import keras
 import numpy as np
 
+from keras_fa import _keras
 from keras_fa.analysis import _dominance, _graph
 from keras_fa.layers import feedback_layers
 
@@ -48,21 +50,19 @@ def alignment_terms(model):
         model: A built Keras model.
 
     Returns:
-        `{layer name: Alignment}`, W on the true side, computed in float64. Nested
-        layers included, in the order of the model; layers that send nothing back,
-        under direct feedback, are left out.
+        `{key: Alignment}`, W on the true side, computed in float64. The key is the name
+        of the layer: its path where layers of other parts of the model have that name
+        ("encoder_2/query"), and with the name of the kernel after it where it has
+        several ("separable/pointwise_kernel"). Nested layers included, in the order of
+        the model; layers that send nothing back, under direct feedback, are left out.
 
     Raises:
-        ValueError: If the model has no feedback layers, or two of one name.
+        ValueError: If the model has no feedback layers, or one is not built.
     """
-    pairs = {
-        name: (layer.kernel, layer.backward_kernel())
-        for name, layer in named_feedback_layers(model).items()
-    }
     return {
-        name: _alignment(kernel, backward)
-        for name, (kernel, backward) in pairs.items()
-        if backward is not None
+        key: _alignment(kernel, backward)
+        for key, layer, index, kernel in _maps(model)
+        if (backward := layer.backward_kernel(index)) is not None
     }
 
 
@@ -75,17 +75,17 @@ def weight_alignment(model):
         model: A built Keras model.
 
     Returns:
-        `{layer name: cosine}`, floats computed in float64: 1 under backpropagation,
-        nan for a layer with W = 0 or B = 0, which has no angle.
+        `{key: cosine}`, floats computed in float64: 1 under backpropagation, nan where
+        W = 0 or B = 0, so that there is no angle. Keys are those of `alignment_terms`.
 
     Raises:
-        ValueError: If the model has no feedback layers, or two of one name.
+        ValueError: As `alignment_terms` does.
     """
     return {name: terms.cosine for name, terms in alignment_terms(model).items()}
 
 
 def smallest_weights(model):
-    """min_j w[j] of every feedback layer with a single output.
+    """min_j w[j] of every linear map with a single output.
 
     Source: Robertson and Koyejo (2024), lemma 5.4, under whose conditions w stays
     positive.
@@ -94,12 +94,12 @@ def smallest_weights(model):
         model: A built Keras model.
 
     Returns:
-        `{layer name: float}`.
+        `{key: float}`, keys as in `alignment_terms`.
     """
     return {
-        name: float(np.asarray(layer.kernel).min())
-        for name, layer in named_feedback_layers(model).items()
-        if layer.kernel.shape[-1] == 1
+        key: float(np.asarray(kernel).min())
+        for key, layer, index, kernel in _maps(model)
+        if math.prod(kernel.shape[a] for a in layer.geometry(index).outputs) == 1
     }
 
 
@@ -117,21 +117,22 @@ def weight_alignment_bounds(model):
         model: A built Keras model.
 
     Returns:
-        `{layer name: lower bound}`, None where nothing is guaranteed.
+        `{key: lower bound}`, None where nothing is guaranteed; keys as in
+        `alignment_terms`.
 
     Raises:
-        ValueError: If the model has no feedback layers, or two of one name.
+        ValueError: As `alignment_terms` does.
     """
     bounds = {}
-    for name, layer in named_feedback_layers(model).items():
-        bounds[name] = layer.rule.alignment_bound(tuple(layer.kernel.shape))
-        if bounds[name] is not None:
+    for key, layer, _, kernel in _maps(model):
+        bounds[key] = layer.rule.alignment_bound(tuple(kernel.shape))
+        if bounds[key] is not None:
             continue
         if (hidden := _hidden_layer_before(model, layer)) is not None:
             arrays = [hidden.kernel, layer.kernel, layer.feedback]
             if hidden.bias is not None:
                 arrays.append(hidden.bias)
-            bounds[name] = _dominance.output_alignment_bound(
+            bounds[key] = _dominance.output_alignment_bound(
                 *(_array(array) for array in arrays)
             )
     return bounds
@@ -142,6 +143,7 @@ def _hidden_layer_before(model, layer):
     scalar_output = (
         isinstance(model, keras.Sequential)
         and layer is model.layers[-1]
+        and isinstance(layer, keras.layers.Dense)
         and layer.kernel.shape[1:] == (1,)
         and layer.feedback is not None
         # The lemma is about a B that stays as it is.
@@ -180,25 +182,61 @@ def _array(values):
     return np.asarray(values, dtype=np.float64)
 
 
-def named_feedback_layers(model):
-    """`{name: feedback layer}`; ValueError if there are none or two of one name."""
+def _maps(model):
+    """Yields `(key, layer, index, kernel)` for each linear map of the feedback layers.
+
+    Raises:
+        ValueError: If there are none, or one is not built.
+    """
+    found = {id(layer): layer for layer in found_feedback_layers(model)}
+    for identity, name in layer_keys(model).items():
+        layer = found.get(identity)
+        for index, entry in enumerate(layer.maps if layer else ()):
+            key = name if len(layer.maps) == 1 else f"{name}/{entry.kernel}"
+            yield key, layer, index, getattr(layer, entry.kernel)
+
+
+def found_feedback_layers(model):
+    """The feedback layers of a model, a list.
+
+    Raises:
+        ValueError: If there are none, or one is not built.
+    """
     layers = feedback_layers(model)
     if not layers:
         raise ValueError(
             f"Model '{model.name}' has no feedback layers. Expected a model built of "
             "keras_fa.layers, such as keras_fa.models.mlp returns."
         )
-    return by_name(layers)
+    for layer in layers:
+        if not layer.built:
+            raise ValueError(
+                f"The layer '{layer.name}' of model '{model.name}' is not built: it "
+                "has no weights yet. Call the model on a batch first."
+            )
+    return layers
 
 
-def by_name(layers):
-    """`{name: layer}`; ValueError if two layers have one name."""
-    named = {layer.name: layer for layer in layers}
-    if len(named) < len(layers):
-        names = [layer.name for layer in layers]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        raise ValueError(
-            "Results are keyed by layer name, so the layers need distinct names, those "
-            f"of nested models too. Received more than one layer called {twice}."
-        )
-    return named
+def layer_keys(model):
+    """What the readings of each layer with weights are called.
+
+    Args:
+        model: A Keras model.
+
+    Returns:
+        `{id(layer): text}`: its name, or the names on the way to it where layers with
+        weights share one, and a number after it (".2") where even those are the same.
+    """
+    paths = _keras.paths_of(model)
+    weighty = [
+        (path, layer)
+        for path, layer in [(model.name, model), *paths]
+        if any(map(len, _keras.own_variables(layer)))
+    ]
+    names = collections.Counter(layer.name for _, layer in weighty)
+    keys, taken = {}, collections.Counter()
+    for path, layer in weighty:
+        key = layer.name if names[layer.name] == 1 else path
+        taken[key] += 1
+        keys[id(layer)] = key if taken[key] == 1 else f"{key}.{taken[key]}"
+    return keys

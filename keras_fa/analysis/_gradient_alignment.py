@@ -8,7 +8,9 @@ TensorFlow itself, for its gradient tape.
 import contextlib
 import dataclasses
 import functools
+import inspect
 import math
+import warnings
 
 import keras
 import numpy as np
@@ -16,7 +18,11 @@ import tensorflow as tf
 from keras import ops
 
 from keras_fa import _keras, rules
-from keras_fa.analysis._alignment import Alignment, by_name, named_feedback_layers
+from keras_fa.analysis._alignment import (
+    Alignment,
+    found_feedback_layers,
+    layer_keys,
+)
 from keras_fa.layers import feedback_layers, forward_variables
 
 _ACTIVATIONS = (
@@ -40,51 +46,70 @@ class GradientAlignment:
 
     Both gradients are those of `model.compute_loss`, with its reduction: penalties on
     weights and activities are part of the loss, of both gradients and of both norms.
-    Weight decay belongs to the optimizer and is not. The whole batch is one pass, so
-    it has to fit in memory as a training step of that size would. Models of a
-    `tf.distribute` strategy are measured on one replica; call from outside its scope,
-    as callbacks are, for inside Keras divides every loss by the number of replicas.
+    Weight decay belongs to the optimizer and is not. Models that compute in float16 are
+    measured through a scaled loss, as their optimizer trains them. The whole batch is
+    one pass, so it has to fit in memory as a training step of that size would. Models
+    of a `tf.distribute` strategy are measured on one replica; call from outside its
+    scope, as callbacks are, for inside Keras divides every loss by the number of
+    replicas.
 
     Args:
         model: A built Keras model. Make a new object if a layer's `trainable` changes.
-        loss: A Keras loss, its name, or a function of (y_true, y_pred), averaged over
-            what it returns; penalties are added. None takes the compiled model's.
+        loss: What `model.compile` takes as loss: a Keras loss, its name, a function of
+            (y_true, y_pred), or a list or dict of them for several outputs. Penalties
+            are added. Names and functions are computed in float64 for outputs in
+            float64. None takes the compiled model's.
         run_eagerly: Do not compile: the better way to measure once.
+        loss_weights: With a loss for each output, their weights as `compile` has them.
 
     Raises:
-        ValueError: If the model has no feedback layers or two trainable layers of one
-            name, if there is no loss, or the loss is unknown.
+        ValueError: If the model has no feedback layers, if there is no loss, the loss
+            is unknown or depends on no trainable variable, or targets are missing.
     """
 
-    def __init__(self, model, loss=None, run_eagerly=False):
-        named_feedback_layers(model)
+    def __init__(self, model, loss=None, run_eagerly=False, loss_weights=None):
+        found_feedback_layers(model)
         if loss is None and not model.compiled:
             raise ValueError(
                 f"Model '{model.name}' is not compiled, so it has no loss. Compile it, "
                 'or pass a loss, such as loss="mse".'
             )
+        if loss is None and loss_weights is not None:
+            raise ValueError("`loss_weights` belong to a `loss`, which was not given.")
+        if loss is None and type(model).train_step is not keras.Model.train_step:
+            warnings.warn(
+                f"Model '{model.name}' has a train_step of its own. What is measured "
+                "is the gradient of its compute_loss, whatever that step trains by; a "
+                "`loss` given to the instrument says that it is meant.",
+                stacklevel=2,
+            )
         self.model = model
-        self._loss = None if loss is None else keras.losses.get(loss)
+        self._loss, self._loss_weights = _keras.resolved_losses(loss), loss_weights
+        self._objective = None
         self._layer_names = _owners(model)
+        self._prepared = run_eagerly
         if not run_eagerly:
             compiled = functools.partial(tf.function, reduce_retracing=True)
             self._compare_gradients = compiled(self._compare_gradients)
             self._compare_signals = compiled(self._compare_signals)
             self._small_step = compiled(self._small_step)
 
-    def __call__(self, x, y):
+    def __call__(self, x, y, sample_weight=None):
         """The alignment on one batch: see `gradient_alignment`."""
-        loss, terms = self._compare_gradients(*_tensors(x, y))
-        terms = terms.numpy()
+        batch = self._batch(x, y, sample_weight)
+        loss, terms = self._scaled(self._compare_gradients, batch)
         layers = {
-            name: _from_squares(terms[np.asarray(self._layer_names) == name].sum(0))
+            name: terms[name]
             for name in dict.fromkeys(self._layer_names)
+            if name in terms
         }
         return GradientAlignmentResult(
-            float(loss), _from_squares(terms.sum(axis=0)), layers
+            float(loss),
+            _from_squares(np.sum(list(layers.values()), axis=0)),
+            {name: _from_squares(squares) for name, squares in layers.items()},
         )
 
-    def loss_decrease(self, x, y, step_size):
+    def loss_decrease(self, x, y, step_size, sample_weight=None):
         """What a small step along the feedback gradient should gain, and what it does.
 
         Equation (1) of Robertson and Koyejo (2024) at a finite step: their ratio tends
@@ -96,96 +121,185 @@ class GradientAlignment:
             x: Inputs, as for `gradient_alignment`.
             y: Targets.
             step_size: The learning rate of the step, a float.
+            sample_weight: As for `gradient_alignment`.
 
         Returns:
             (predicted, measured): `step_size * <gradient, feedback gradient>`, and the
             loss at theta less the loss at `theta - step_size * feedback gradient`.
         """
         step = tf.constant(step_size, tf.float64)
-        slope, decrease = self._small_step(*_tensors(x, y), step)
-        return float(step_size * slope), float(decrease)
+        batch = self._batch(x, y, sample_weight)
+        decrease, terms = self._scaled(self._small_step, batch, step)
+        return float(step_size * terms["slope"]), float(decrease)
 
-    def errors(self, x, y, per_example=False):
+    def errors(self, x, y, per_example=False, sample_weight=None):
         """The alignment of the error signals on one batch: see `error_alignment`."""
-        terms = self._compare_signals(*_tensors(x, y), per_example)
-        return {name: _from_squares(term.numpy()) for name, term in terms.items()}
+        batch = self._batch(x, y, sample_weight)
+        _, terms = self._scaled(self._compare_signals, batch, per_example)
+        return {name: _from_squares(term) for name, term in terms.items()}
 
-    def _gradient_pair(self, x, y):
-        loss, feedback = self._gradients(x, y)
+    def _batch(self, x, y, sample_weight):
+        loss = self.model.loss if self._loss is None else self._loss
+        if y is None and loss is not None:
+            raise ValueError(
+                "The loss needs targets, but `y` is None. Pass those of the batch; "
+                "None is for models whose losses come from `add_loss` alone."
+            )
+        batch = keras.tree.map_structure(
+            lambda leaf: None if leaf is None else tf.convert_to_tensor(leaf),
+            (x, y, sample_weight),
+        )
+        if not self._prepared:
+            self._prepared = True
+            if keras.tree.is_nested(y) or keras.tree.is_nested(loss):
+                # For several losses Keras makes variables, which compiled code cannot.
+                _keras.on_symbols(self._forward, batch, self._values())
+        return batch
+
+    def _scaled(self, measure, batch, *arguments):
+        """`measure(batch, scale of the loss, *arguments)`, its terms NumPy arrays.
+
+        Like the optimizer's, the scale falls until the gradients are finite.
+        """
+        scale = _loss_scale(self.model)
+        while True:
+            tensor = None if scale is None else tf.constant(scale, tf.float64)
+            value, terms = measure(batch, tensor, *arguments)
+            terms = {name: term.numpy() for name, term in terms.items()}
+            finite = all(np.isfinite(term).all() for term in terms.values())
+            if finite or scale is None or scale <= 1:
+                return value, terms
+            scale = max(scale / 16, 1.0)
+
+    def _gradient_pair(self, batch, scale):
+        loss, feedback = self._gradients(batch, scale)
         with _backpropagation(self.model):
-            _, true = self._gradients(x, y)
-        return loss, true, feedback
-
-    def _compare_gradients(self, x, y):
-        loss, true, feedback = self._gradient_pair(x, y)
-        pairs = zip(true, feedback, strict=True)
-        return loss, tf.stack([_squares(*pair) for pair in pairs])
-
-    def _small_step(self, x, y, step_size):
-        before, true, feedback = self._gradient_pair(x, y)
-        pairs = zip(true, feedback, strict=True)
-        slope = tf.add_n([_squares(*pair)[0] for pair in pairs])
-        values = [
-            value - tf.cast(step_size, value.dtype) * gradient
-            for value, gradient in zip(self._values(), feedback, strict=True)
+            _, true = self._gradients(batch, scale)
+        pairs = [
+            # Without a gradient on either side there is nothing to compare.
+            None if one is None and other is None else _filled(one, other)
+            for one, other in zip(true, feedback, strict=True)
         ]
-        after, _ = self._forward(x, y, values)
-        return slope, tf.cast(before, tf.float64) - tf.cast(after, tf.float64)
+        if not any(pairs):
+            raise ValueError(
+                f"The loss of model '{self.model.name}' depends on none of its "
+                f"{len(pairs)} trainable variables of the forward pass: there is no "
+                "gradient to measure. Unfreeze a layer, or give another loss."
+            )
+        return loss, pairs
 
-    def _compare_signals(self, x, y, per_example):
-        feedback = self._error_signals(x, y)
+    def _compare_gradients(self, batch, scale):
+        loss, pairs = self._gradient_pair(batch, scale)
+        terms = {}
+        for name, pair in zip(self._layer_names, pairs, strict=True):
+            if pair is not None:
+                terms[name] = terms.get(name, 0) + _squares(*pair, scale)
+        return loss, terms
+
+    def _small_step(self, batch, scale, step_size):
+        before, pairs = self._gradient_pair(batch, scale)
+        slope = tf.add_n([_squares(*p, scale)[0] for p in pairs if p is not None])
+        if scale is not None:
+            step_size = step_size / scale
+        values = [
+            value if pair is None else value - tf.cast(step_size, value.dtype) * pair[1]
+            for value, pair in zip(self._values(), pairs, strict=True)
+        ]
+        after, _ = self._forward(batch, values)
+        decrease = tf.cast(before, tf.float64) - tf.cast(after, tf.float64)
+        return decrease, {"slope": slope}
+
+    def _compare_signals(self, batch, scale, per_example):
+        feedback = self._error_signals(batch, scale)
         with _backpropagation(self.model):
-            true = self._error_signals(x, y)
+            true = self._error_signals(batch, scale)
         terms = {}
         for (name, true_signal), (_, signal) in zip(true, feedback, strict=True):
+            if true_signal is None and signal is None:
+                continue
+            pair = _filled(true_signal, signal)
             if not per_example:
-                true_signal = tf.reduce_sum(true_signal, axis=0)
-                signal = tf.reduce_sum(signal, axis=0)
+                pair = [tf.reduce_sum(side, axis=0) for side in pair]
             # A layer that the model calls more than once has a signal for each call.
-            terms[name] = terms.get(name, 0) + _squares(true_signal, signal)
-        return terms
+            terms[name] = terms.get(name, 0) + _squares(*pair, scale)
+        return tf.zeros(()), terms
 
-    def _gradients(self, x, y):
+    def _gradients(self, batch, scale):
         values = self._values()
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(values)
-            loss, _ = self._forward(x, y, values)
-        return loss, tape.gradient(
-            loss, values, unconnected_gradients=tf.UnconnectedGradients.ZERO
-        )
+            loss, _ = self._forward(batch, values)
+            objective = _times(loss, scale)
+        # Those of embeddings are slices.
+        return loss, [
+            None if gradient is None else tf.convert_to_tensor(gradient)
+            for gradient in tape.gradient(objective, values)
+        ]
 
-    def _error_signals(self, x, y):
+    def _error_signals(self, batch, scale):
         with (
             tf.GradientTape(watch_accessed_variables=False) as tape,
             _hidden_outputs(self.model, tape.watch) as hidden,
         ):
-            loss, outputs = self._forward(x, y, self._values())
+            loss, outputs = self._forward(batch, self._values())
+            objective = _times(loss, scale)
         outputs = {id(output) for output in keras.tree.flatten(outputs)}
         hidden = [item for key, item in hidden.items() if key not in outputs]
-        signals = tape.gradient(
-            loss,
-            [tensor for _, tensor in hidden],
-            unconnected_gradients=tf.UnconnectedGradients.ZERO,
-        )
+        signals = tape.gradient(objective, [tensor for _, tensor in hidden])
         return [(name, s) for (name, _), s in zip(hidden, signals, strict=True)]
 
     def _values(self):
         return [tf.convert_to_tensor(v.value) for v in forward_variables(self.model)]
 
-    def _forward(self, x, y, values):
+    def _forward(self, batch, values):
         """(loss, outputs) in training mode with these trainable values, no effects."""
-        model = self.model
+        model, (x, y, sample_weight) = self.model, batch
         mapping = list(zip(forward_variables(model), values, strict=True))
         with keras.StatelessScope(mapping, collect_losses=True):
             outputs = model(x, training=True)
             if self._loss is None:
-                return model.compute_loss(x, y, outputs), outputs
-            # What compile makes of a function: the mean of its values. A keras.Loss
-            # has reduced them already.
-            loss = ops.mean(self._loss(y, outputs))
+                loss = _compiled_loss(model, x, y, outputs, sample_weight)
+                # Without a reduction training follows the sum of its entries.
+                return ops.sum(loss), outputs
+            if self._objective is None:
+                self._objective = _keras.compile_loss(
+                    self._loss,
+                    self._loss_weights,
+                    getattr(model, "output_names", None),
+                    _precision(outputs),
+                )
+            loss = ops.sum(self._objective(y, outputs, sample_weight))
             for penalty in model.losses:
-                loss = ops.add(loss, penalty)
+                loss = ops.add(loss, ops.cast(ops.sum(penalty), loss.dtype))
             return loss, outputs
+
+
+def _compiled_loss(model, x, y, outputs, sample_weight):
+    arguments = {"x": x, "y": y, "y_pred": outputs, "sample_weight": sample_weight}
+    # Keras itself calls older ones without it.
+    if "training" in inspect.signature(model.compute_loss).parameters:
+        arguments["training"] = True
+    return model.compute_loss(**arguments)
+
+
+def _precision(outputs):
+    dtypes = {
+        keras.backend.standardize_dtype(o.dtype) for o in keras.tree.flatten(outputs)
+    }
+    return "float64" if "float64" in dtypes else None
+
+
+def _loss_scale(model):
+    """What the loss is multiplied by, so that float16 can hold its gradients."""
+    if all(layer.compute_dtype != "float16" for layer in _keras.layers_of(model)):
+        return None
+    optimizer = getattr(model, "optimizer", None)
+    dynamic = getattr(optimizer, "dynamic_scale", None)
+    if dynamic is not None:
+        return float(np.asarray(dynamic))
+    fixed = getattr(optimizer, "loss_scale_factor", None)
+    # That at which Keras's LossScaleOptimizer begins.
+    return float(fixed or 2**15)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,8 +309,9 @@ class GradientAlignmentResult:
     Attributes:
         loss: The total loss, penalties included.
         whole: `Alignment` of the gradients with respect to all trainable variables.
-        layers: `{layer name: Alignment}`: kernel and bias of a layer (or gamma and
-            beta, or whatever it trains) taken together, stock Keras layers included.
+        layers: `{layer: Alignment}`: kernel and bias of a layer (or gamma and beta, or
+            whatever it trains) taken together, stock Keras layers included. The key is
+            the layer's name: its path where the name repeats.
     """
 
     loss: float
@@ -231,7 +346,7 @@ class GradientAlignmentResult:
         )
 
 
-def gradient_alignment(model, x, y, loss=None):
+def gradient_alignment(model, x, y, loss=None, sample_weight=None, loss_weights=None):
     """The angle between the feedback gradient and the gradient of the loss.
 
     Equation (1) of Robertson and Koyejo (2024): along the feedback flow the loss obeys
@@ -246,19 +361,23 @@ def gradient_alignment(model, x, y, loss=None):
         model: A built Keras model with feedback layers. Nothing in it changes.
         x: Inputs as `model` takes them: an array, or a list or dict of arrays.
         y: Targets as the loss takes them.
-        loss: A Keras loss, its name or a function. None, the default, takes the
-            compiled model's.
+        loss: As `compile` takes it. None, the default, takes the compiled model's.
+        sample_weight: What each example counts, as `fit` takes it.
+        loss_weights: As `compile` takes them, with a loss for each output.
 
     Returns:
-        `GradientAlignmentResult`; its sums are taken in float64.
+        `GradientAlignmentResult`; its sums are taken in float64. Layers on which the
+        loss does not depend have no part in it.
 
     Raises:
         ValueError: As `GradientAlignment` does.
     """
-    return GradientAlignment(model, loss, run_eagerly=True)(x, y)
+    return GradientAlignment(model, loss, True, loss_weights)(x, y, sample_weight)
 
 
-def error_alignment(model, x, y, loss=None, per_example=False):
+def error_alignment(
+    model, x, y, loss=None, per_example=False, sample_weight=None, loss_weights=None
+):
     """The angle between the error signals at every hidden layer.
 
     Song, Xu and Lafferty (2021), section 4: `delta_BP(h) = dL/dh`, with respect to the
@@ -280,15 +399,19 @@ def error_alignment(model, x, y, loss=None, per_example=False):
         per_example: Take the errors of all examples side by side, as one vector of
             batch times p, in place of their sum. The sum forgets what cancels between
             examples: with softmax outputs on a batch of balanced classes, nearly all.
+        sample_weight: As in `gradient_alignment`.
+        loss_weights: Likewise.
 
     Returns:
-        `{layer name: Alignment}`, the error signal of backpropagation on the true side.
+        `{layer: Alignment}`, the error signal of backpropagation on the true side. The
+        key is the layer's name: its path where the name repeats. Layers on which the
+        loss does not depend are left out.
 
     Raises:
         ValueError: As `GradientAlignment` does.
     """
-    instrument = GradientAlignment(model, loss, run_eagerly=True)
-    return instrument.errors(x, y, per_example)
+    instrument = GradientAlignment(model, loss, True, loss_weights)
+    return instrument.errors(x, y, per_example, sample_weight)
 
 
 @contextlib.contextmanager
@@ -308,13 +431,13 @@ def _backpropagation(model):
 
 @contextlib.contextmanager
 def _hidden_outputs(model, watch):
-    """Fills `{id: (layer name, h)}` while a pass is traced; see `error_alignment`."""
-    hidden = {}
+    """Fills `{id: (layer's key, h)}` while a pass is traced; see `error_alignment`."""
+    hidden, keys = {}, layer_keys(model)
 
     def recorded(layer, call):
         def call_and_record(inputs, *args, **kwargs):
             outputs = call(inputs, *args, **kwargs)
-            name = layer.name
+            name = keys.get(id(layer))
             if isinstance(layer, _ACTIVATIONS):
                 name, _ = hidden.pop(id(inputs), (None, None))
             if name is not None:
@@ -337,22 +460,29 @@ def _hidden_outputs(model, watch):
 
 
 def _owners(model):
-    """The name of the innermost layer that owns each trainable variable, in order."""
-    owners = {}
+    """The key of the layer that owns each trainable variable, in order."""
+    keys, owners = layer_keys(model), {}
     for layer in _keras.layers_of(model):
-        owners.update((id(v), layer) for v in layer.trainable_variables)
-    layers = [owners[id(v)] for v in forward_variables(model)]
-    by_name(list(dict.fromkeys(layers)))
-    return [layer.name for layer in layers]
+        for variable in _keras.own_variables(layer)[0]:
+            owners.setdefault(id(variable), keys[id(layer)])
+    return [owners[id(variable)] for variable in forward_variables(model)]
 
 
-def _tensors(x, y):
-    return keras.tree.map_structure(tf.convert_to_tensor, (x, y))
+def _filled(*sides):
+    """A pair of gradients, zeros where one side has none: it stands still there."""
+    shape = next(side for side in sides if side is not None)
+    return [tf.zeros_like(shape) if side is None else side for side in sides]
 
 
-def _squares(true, feedback):
+def _times(loss, scale):
+    return loss if scale is None else loss * tf.cast(scale, loss.dtype)
+
+
+def _squares(true, feedback, scale):
     """<true, feedback>, |true|^2 and |feedback|^2, which add up over variables."""
     true, feedback = (tf.cast(side, tf.float64) for side in (true, feedback))
+    if scale is not None:
+        true, feedback = true / scale, feedback / scale
     return tf.stack(
         [
             tf.reduce_sum(true * feedback),
