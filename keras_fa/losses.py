@@ -168,7 +168,11 @@ def get(name, dtype=None, **arguments):
         return found, {}
     if not isinstance(found, type) and _is_function_of_outputs(found):
         return functools.partial(found, **arguments) if arguments else found, {}
-    made = registry.made("loss", found, arguments, {"dtype": dtype})
+    try:
+        made = registry.made("loss", found, arguments, {"dtype": dtype})
+    except TypeError as error:
+        # Of what takes any argument and hands it on.
+        raise ValueError(f"The loss {name!r}: {error}.") from error
     return made if isinstance(made, tuple) else (made, {})
 
 

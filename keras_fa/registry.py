@@ -98,7 +98,8 @@ def made(kind, thing, arguments, given=None):
         What the call returns.
 
     Raises:
-        ValueError: If an argument is unknown, doubly given or missing.
+        ValueError: If an argument is unknown, doubly given or missing, or is no switch
+            where the default is one.
     """
     parameters = inspect.signature(thing).parameters
     any_name = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
@@ -111,6 +112,12 @@ def made(kind, thing, arguments, given=None):
             raise ValueError(
                 f"The {kind} {label} has no argument {name!r}."
                 f"{did_you_mean(name, free)} Known: {', '.join(free) or 'none'}."
+            )
+        is_switch = isinstance(getattr(parameters.get(name), "default", None), bool)
+        if is_switch and not isinstance(arguments[name], bool):
+            raise ValueError(
+                f"The argument {name!r} of the {kind} {label} must be True or False. "
+                f"Received: {arguments[name]!r}."
             )
     try:
         inspect.signature(thing).bind(**offered, **arguments)

@@ -152,3 +152,63 @@ def test_schedules_probes_and_batches_are_numbers_that_mean_something():
         config.update(changes)
         with pytest.raises(ValueError, match=message):
             check(config)
+
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"epochs": 3.0}, r"config\.epochs takes int\. Received: 3\.0"),
+        ({"epochs": True}, "config.epochs takes int"),
+        ({"log_every": None}, "config.log_every must be at least 1"),
+        ({"dtype": None}, "config.dtype takes str, not None"),
+        ({"drop_last": None}, "config.drop_last takes bool, not None"),
+        ({"drop_last": 1}, "config.drop_last takes bool"),
+        ({"instruments": {"ledger": None}}, "config.instruments.ledger takes bool"),
+        ({"instruments": {"others": None}}, "config.instruments.others takes tuple"),
+        ({"instruments": {"others": {"x"}}}, r"instruments\.others must be .* set"),
+        ({"instruments": {"probe_size": 0}}, "probe_size must be a finite number"),
+        ({"schedule": {"boundaries": None}}, "schedule.boundaries takes tuple"),
+        ({"schedule": {"boundaries": ("a", 1), "factors": (1, 1)}}, "whole epochs"),
+        ({"model": {"hidden_units": {4}}}, r"model\.hidden_units must be .* set \{4\}"),
+        ({"model": {"a": [{"b": NAN}]}}, r"model\.a\[0\]\.b must be a finite number"),
+        ({"model": {"a": {3: 1}}}, r"config\.model\.a needs texts as names"),
+        (
+            {"rule": {"name": "sign_fa", "scale": NAN}},
+            "config.rule.scale must be a fin",
+        ),
+        ({"dataset": {"label_noise": "x"}}, "config.dataset.label_noise takes float"),
+        ({"optimizer": {"learning_rate": None}}, "optimizer.learning_rate takes float"),
+        ({"optimizer": {"momentum": None}}, "optimizer.momentum must be a number"),
+        ({"optimizer": {"momentum": 1.0}}, r"momentum must be a number in \[0, 1\)"),
+        ({"optimizer": {"weight_decay_epochs": 0}}, "weight_decay_epochs must be"),
+        ({"optimizer": {"clipnorm": -1.0}}, "clipnorm must be a positive number"),
+        ({"optimizer": {"clipvalue": "x"}}, "clipvalue must be a positive number"),
+        ({"optimizer": {"name": "adam", "beta_1": -1}}, "beta_1 must be .* at least 0"),
+        ({"optimizer": {"name": "adam", "beta_2": 1}}, r"beta_2 must be .* \[0, 1\)"),
+        ({"optimizer": {"name": "adam", "weight_decay": -1.0}}, "weight_decay must be"),
+    ],
+)
+def test_what_no_run_could_use_is_refused_by_its_name(changes, match):
+    # A dict of the user's own knows no types.
+    config = default_config().to_dict()
+    for key, value in changes.items():
+        if isinstance(value, dict) and isinstance(config[key], dict):
+            config[key] |= value
+        else:
+            config[key] = value
+    with pytest.raises(ValueError, match=match):
+        check(config)
+
+
+def test_numbers_of_an_optimizer_may_be_negative_where_its_own_are():
+    config = default_config()
+    with config.unlocked():
+        config.optimizer = {
+            **config.optimizer.to_dict(),
+            "name": "ftrl",
+            "learning_rate_power": -0.25,
+        }
+    check(config)

@@ -458,17 +458,45 @@ def test_divergence_is_recorded(tmp_path):
             "no layer 'activation_1' with weights",
         ),
         ({"log_every": 2}, "must divide"),
+        ({"loss": "mse"}, r"config.loss: mse does not fit the targets \(\) .* \(10,\)"),
+        ({"loss": {"name": "cross_entropy", "foo": 1}}, "'cross_entropy': .* 'foo'"),
+        ({"batch_size": 301}, r"config\.batch_size=301 is more than the 300"),
+        ({"dtype": "float31"}, "config.dtype: Cannot convert 'float31'"),
+        ({"dataset": {"num_classes": 1}}, "config.dataset: .* needs 2 classes"),
+        ({"dataset": {"seed": 3}}, r"config\.dataset\.seed .* set config\.seed"),
+        ({"dataset": {"flatten": "x"}}, "config.dataset: flatten must be True or"),
+        ({"dataset": {"name": None}}, "config.dataset.name takes str"),
+        (
+            {"model": {"hidden_units": (16,), "use_bias": "yes"}},
+            "config.model: .* 'use_bias' .* must be True or False. Received: 'yes'",
+        ),
+        ({"model": {"hidden_units": (True,)}}, "config.model: hidden_units"),
+        *(
+            (
+                {"model": {"hidden_units": (16,), "kernel_initializer": name}},
+                r"config\.model\.kernel_initializer: ",
+            )
+            for name in ("glorott", "normal(x)", "normal(-1)", "normal(nan)")
+        ),
     ],
 )
 def test_bad_configurations_are_refused_before_anything_is_written(
     tmp_path, changes, match
 ):
     config = digits()
-    with config.unlocked():
+    with config.unlocked(), config.ignore_type():
         config.update(changes)
     with pytest.raises(ValueError, match=match):
         experiment.run(config, tmp_path / "run")
-    assert not (tmp_path / "run" / "config.json").exists()
+    assert not (tmp_path / "run").exists()
+
+
+def test_sections_among_the_further_instruments(tmp_path):
+    config = digits(epochs=1)
+    config.instruments.others = ({"name": "weight_alignment", "prefix": "own/"},)
+    summary = experiment.run(config, tmp_path / "run")
+    assert "own/alignment/dense_1" in summary["final"]
+    assert experiment.run(config, tmp_path / "run") == summary
 
 
 def test_normal_initializers_of_a_configuration():

@@ -194,6 +194,8 @@ def test_a_field_is_set_from_a_command_line(field, text, value):
         ("optimizer.nam", "sgd", r"Did you mean \W*config\.optimizer\.name"),
         ("epochs.x", "1", r"field config\.epochs\.x: there is no section 'epochs'"),
         ("schedule.a.b", "1", r"there is no section 'schedule\.a'\. Sections: none"),
+        ("dataset./etc/x", "1", r"the names of fields are words"),
+        ("model.a b", "1", r"the names of fields are words"),
         ("schedule", "3", r"is a section: set one of its fields, boundaries, factors"),
     ],
 )

@@ -171,6 +171,10 @@ def test_a_rule_keeps_the_arguments_that_its_section_has():
         ([{"seed": ["zero"]}], "config.seed takes int. Received: 'zero'"),
         ([{"optimizer": [3]}], "config.optimizer"),
         ([{"epochs": [0]}], "at least 1"),
+        ([{"rule": "fa"}], "values of 'rule' in a grid must be a list. Received: 'fa'"),
+        ([{"dataset./abs/path": [1]}], "names of fields are words"),
+        ([{"": [1]}], "names of fields are words"),
+        ([{"model.x": ["a" * 300]}], "has a name of 302 bytes"),
     ],
 )
 def test_impossible_grids_are_refused(axes, match):
@@ -583,7 +587,8 @@ def test_mishaps_are_recorded_and_stop_nothing(mishaps):
     errors = {name: sweeps.failure(cell, workdir) for name, cell in errors.items()}
     assert [line["epoch"] for line in lines(workdir / "seed=0")] == list(range(151))
     assert (
-        "ValueError: batch_size=500 is more than the 200" in errors["seed=3"]["error"]
+        "ValueError: config.batch_size=500 is more than the 200"
+        in errors["seed=3"]["error"]
     )
     assert "datasets" in errors["seed=3"]["traceback"]
     assert "RunFolderError: " in errors["seed=4"]["error"]
@@ -711,7 +716,9 @@ def test_the_command_line(mishaps, tmp_path):
     # What could not begin begins, what must fail fails again.
     assert retried[0] == 1
     assert "3 finished, 1 diverged, 1 failed\n" in retried[1]
-    assert "failed: seed=3: ValueError: batch_size=500 is more than" in retried[1]
+    assert (
+        "failed: seed=3: ValueError: config.batch_size=500 is more than" in retried[1]
+    )
     assert "error: not all cells finished; --retry takes them up" in retried[1]
     states = [sweeps.status(cell, copy) for cell in cells]
     assert states == ["finished", "finished", "diverged", "failed", "finished"]

@@ -45,6 +45,15 @@ def base(**changes):
         ({"batch_size": {"min": 1, "max": 2, "step": 1}}, "must be"),
         ({"batch_size": {"min": 3, "max": 2}}, "min < max"),
         ({"optimizer.momentum": {"min": 0, "max": 1, "log": True}}, "min > 0"),
+        ({"batch_size": {"min": 1.5, "max": 9.5}}, "cannot be drawn from a range"),
+        ({"batch_size": {"min": 0, "max": 9}}, "config.batch_size must be"),
+        ({"batch_size": {"min": "a", "max": "b"}}, "must be of numbers"),
+        ({"model.hidden_units": {"min": 1, "max": 9}}, "cannot be drawn from a range"),
+        ({"drop_last": {"min": 0, "max": 1}}, "cannot be drawn from a range"),
+        ({"optimizer.momentum": {"min": -1, "max": 0.5}}, "config.optimizer.momentum"),
+        ({"optimizer.momentum": {"min": 0, "max": math.inf}}, "must be finite"),
+        ({"epochs": {"choices": [3, "many"]}}, "config.epochs takes int"),
+        ({"epochs": {"choices": [3, 0]}}, "config.epochs must be at least 1"),
     ],
 )
 def test_a_space_that_cannot_be_searched_is_refused(tmp_path, space, match):
@@ -61,6 +70,7 @@ def test_chosen_values_reach_the_configuration_as_what_they_are():
         "batch_size": {"min": 10, "max": 20},
         "rule": {"choices": [{"name": "sign_fa", "scale": 0.5}]},
         "optimizer.momentum": {"min": 0, "max": 1},
+        "dataset.label_noise": {"min": 0, "max": 1},
         "model.hidden_units": {"choices": [(8, 4)]},
     }
     config = base()
@@ -71,7 +81,9 @@ def test_chosen_values_reach_the_configuration_as_what_they_are():
     assert changed.batch_size == 10 and isinstance(changed.batch_size, int)
     assert changed.rule.to_dict() == {"name": "sign_fa", "scale": 0.5}
     # The field's type decides, not that of the bounds.
+    tuning.check_space(config, space)
     assert isinstance(parameters.get("optimizer.momentum"), float)
+    assert isinstance(parameters.get("dataset.label_noise"), float)
     assert changed.model.hidden_units == (8, 4)
     assert config.optimizer.learning_rate != 0.05 and config.batch_size == 50
 
@@ -209,6 +221,7 @@ def test_an_objective_that_is_not_logged_stops_the_search(tmp_path):
     search = tuning.Search(base(), RATE, tmp_path, objective="val_acuracy", trials=2)
     with pytest.raises(ValueError, match=r"They log .*val_accuracy"):
         search.run()
+    assert not search.table().size
     with pytest.raises(ValueError, match="No trial"):
         search.best()
 

@@ -7,6 +7,8 @@ A search that was stopped goes on when the same command is given again. Several
 processes share one search in keras-tuner's distributed mode: the README shows how.
 """
 
+import sys
+
 import _binary
 from absl import flags
 from rich.console import Console
@@ -43,7 +45,7 @@ _CONFIRM = flags.DEFINE_bool(
 @_binary.program("The same command goes on with the search.")
 def main():
     """Does what the flags say, then prints the table of trials and the confirmation."""
-    from keras_fa import tuning
+    from keras_fa import sweeps, tuning
     from keras_fa.lab import plans
 
     # The brackets of a name or an error are no markup.
@@ -53,6 +55,9 @@ def main():
     given = plans.read_plan("space", _SPACE.value)
     for field, value in given.get("fields", {}).items():
         plans.set_field(given["config"], field, value)
+    if given.get("confirm"):
+        # What is wrong with it is not to be found out behind the search.
+        sweeps.cells(given["config"], [given["confirm"]])
     search = tuning.Search(
         given["config"],
         given["space"],
@@ -69,13 +74,15 @@ def main():
     if role == "worker":
         console.print("No trial is left for this worker; the chief reports.")
         return
-    _report(search, workdir, console)
+    states = _report(search, workdir, console)
+    if "finished" not in states:
+        sys.exit("error: no trial has finished.")
     if _CONFIRM.value and given.get("confirm"):
         _confirm(search, given["confirm"], workdir, console)
 
 
 def _report(search, workdir, console):
-    """The table of trials, the plot, and TensorBoard's page."""
+    """Writes table, plot and TensorBoard's page; returns what came of the trials."""
     from keras_fa import figures, tuning
     from keras_fa.lab import run_folder
 
@@ -94,6 +101,7 @@ def _report(search, workdir, console):
         console.print(f"figure: {path}", soft_wrap=True)
     search.write_hparams(workdir / "hparams")
     console.print(f"tensorboard --logdir={workdir / 'hparams'}", soft_wrap=True)
+    return set(table["status"])
 
 
 def _confirm(search, axis, workdir, console):

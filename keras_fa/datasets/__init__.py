@@ -116,6 +116,13 @@ def load(
             "data".
     """
     _check(name, sizes, dtype, seed, class_seed)
+    for option, value in (
+        ("scale", scale),
+        ("flatten", flatten),
+        ("drop_last", drop_last),
+    ):
+        if not isinstance(value, bool):
+            raise ValueError(f"{option} must be True or False. Received: {value!r}.")
     if name in synthetic.PROBLEMS:
         problem_seed = transforms.stream(seed, "problem")
         raw = synthetic.PROBLEMS[name](problem_seed, **sizes)

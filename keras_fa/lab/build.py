@@ -131,19 +131,61 @@ def load(config):
     """
     arguments = {k: v for k, v in config.dataset.to_dict().items() if v is not None}
     name = arguments.pop("name")
-    with _field("config.dataset"):
-        registry.get("dataset", name)
-    try:
-        return datasets.load(
-            name,
-            batch_size=config.batch_size,
-            drop_last=config.drop_last,
-            dtype=keras.DTypePolicy(config.dtype).variable_dtype,
-            seed=config.seed,
-            **arguments,
+    for field in _OF_THE_RUN & arguments.keys():
+        raise ValueError(
+            f"config.dataset.{field} is the whole run's: set config.{field}."
         )
+    with _field("config.dtype"):
+        dtype = keras.DTypePolicy(config.dtype).variable_dtype
+    try:
+        with _field("config.dataset"):
+            registry.get("dataset", name)
+            return datasets.load(
+                name,
+                batch_size=config.batch_size,
+                drop_last=config.drop_last,
+                dtype=dtype,
+                seed=config.seed,
+                **arguments,
+            )
     except datasets.UnknownOptionError as error:
         raise ValueError(f"config.dataset: {error}") from error
+    except ValueError as error:
+        # What `load` says of the whole run's fields.
+        words = str(error).removeprefix("config.dataset: ")
+        if not words.startswith(tuple(_OF_THE_RUN)):
+            raise
+        raise ValueError(f"config.{words}") from error
+
+
+# Arguments of `load` that are fields of the whole configuration.
+_OF_THE_RUN = {"batch_size", "drop_last", "dtype", "seed"}
+
+
+def check_loss(config, model, dataset):
+    """Refuses a loss that does not fit what the network gives and the data has.
+
+    Args:
+        config: As for `run`.
+        model: As `build` returns it, on one replica.
+        dataset: As `load` returns it.
+
+    Raises:
+        ValueError: With the shapes of both.
+    """
+    x, y = next(iter(dataset.test))
+    # As many examples as there are outputs could be taken for them.
+    size = 3 if model.output_shape[-1] == 2 else 2
+    x, y = x[:size], y[:size]
+    outputs = model(x, training=False)
+    try:
+        model.compute_loss(x, y, outputs, training=False)
+    except Exception as error:
+        raise ValueError(
+            f"config.loss: {named(config.loss)[0]} does not fit the targets "
+            f"{tuple(y.shape[1:])} of {dataset.name!r} and the outputs "
+            f"{tuple(outputs.shape[1:])} of the model: {str(error).splitlines()[0]}"
+        ) from error
 
 
 @contextlib.contextmanager
@@ -153,6 +195,9 @@ def _field(name):
         yield
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
+    except (MemoryError, tf.errors.ResourceExhaustedError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{name} does not fit into memory: {reason}") from error
 
 
 def _seeds(seed):
@@ -190,7 +235,9 @@ def _network(config, dataset, rule):
     name = arguments.pop("name")
     for field in ("kernel_initializer", "output_initializer"):
         if field in arguments:
-            arguments[field] = _initializer(arguments[field], arguments)
+            with _field(f"config.model.{field}"):
+                arguments[field] = _initializer(arguments[field], arguments)
+                keras.initializers.get(arguments[field])
     with _field("config.model"):
         model = models.network(
             name,
@@ -227,10 +274,19 @@ def _initializer(name, arguments):
     if name == "uniform_width":
         limit = 1 / math.sqrt(arguments["hidden_units"][0])
         return keras.initializers.RandomUniform(-limit, limit)
-    normal = re.fullmatch(r"normal\(([-+.e\d]+)\)", str(name))
-    if normal:
-        return keras.initializers.RandomNormal(0.0, float(normal[1]))
-    return name
+    normal = re.fullmatch(r"normal\((.*)\)", str(name))
+    if not normal:
+        return name
+    try:
+        deviation = float(normal[1])
+    except ValueError:
+        deviation = math.nan
+    if not 0 <= deviation < math.inf:
+        raise ValueError(
+            "normal(...) takes the standard deviation, a finite number of at least 0. "
+            f"Received: {name!r}."
+        )
+    return keras.initializers.RandomNormal(0.0, deviation)
 
 
 def _optimizer(config, model, steps_per_epoch):

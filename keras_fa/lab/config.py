@@ -1,5 +1,6 @@
 """The fields of a run's configuration, their defaults, and the check against typos."""
 
+import inspect
 import math
 import numbers
 
@@ -190,6 +191,8 @@ def check(config):
     if not isinstance(config, ConfigDict):
         config = ConfigDict(config)
     _check_fields(config, default_config(), "")
+    _check_values(config.to_dict(), "config")
+    _check_kinds(config, default_config(), "")
     for field in ("epochs", "log_every", "checkpoint_every"):
         if config[field] is None or config[field] < 1:
             raise ValueError(f"config.{field} must be at least 1, not {config[field]}.")
@@ -204,6 +207,11 @@ def check(config):
             f"of config.log_every ({config.log_every})."
         )
     boundaries, factors = config.schedule.boundaries, config.schedule.factors
+    for epoch in boundaries:
+        if isinstance(epoch, bool) or not isinstance(epoch, numbers.Integral):
+            raise ValueError(
+                f"config.schedule.boundaries are whole epochs. Received: {epoch!r}."
+            )
     if len(boundaries) != len(factors) or list(boundaries) != sorted(set(boundaries)):
         raise ValueError(
             "config.schedule needs increasing boundaries (epochs) and one factor for "
@@ -229,6 +237,11 @@ def _check_numbers(config):
         "seed": (config.seed, 0, math.inf),
         "batch_size": (config.batch_size, 1, math.inf),
         "instruments.probe_size": (config.instruments.probe_size, 1, math.inf),
+        "optimizer.weight_decay_epochs": (
+            config.optimizer.weight_decay_epochs,
+            1,
+            math.inf,
+        ),
     }
     for name in ("learning_rate", "momentum", "weight_decay"):
         rules[f"optimizer.{name}"] = (config.optimizer.get(name), 0, math.inf)
@@ -236,25 +249,74 @@ def _check_numbers(config):
         rules[f"schedule.factors[{number}]"] = (factor, 0, math.inf)
     for number, epoch in enumerate(config.schedule.boundaries):
         rules[f"schedule.boundaries[{number}]"] = (epoch, 1, math.inf)
-        if not isinstance(epoch, numbers.Integral):
-            raise ValueError(
-                f"config.schedule.boundaries are whole epochs. Received: {epoch!r}."
-            )
     for field, (value, low, high) in rules.items():
-        if value is None and field != "seed":
+        if value is None and field not in ("seed", "optimizer.learning_rate"):
             continue
-        number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-        if not (number and low <= value < high):
+        if not (_is_number(value) and low <= value < high):
             raise ValueError(
                 f"config.{field} must be a finite number of at least {low}. Received: "
                 f"{value!r}."
             )
 
 
+def _is_number(value):
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def _check_values(value, field):
+    """Refuses what a run folder could not hold."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if not isinstance(key, str):
+                raise ValueError(f"{field} needs texts as names. Received: {key!r}.")
+            _check_values(item, f"{field}.{key}")
+    elif isinstance(value, (list, tuple)):
+        for number, item in enumerate(value):
+            _check_values(item, f"{field}[{number}]")
+    elif hasattr(value, "tolist"):
+        _check_values(value.tolist(), field)
+    elif isinstance(value, float):
+        if not math.isfinite(value):
+            raise ValueError(f"{field} must be a finite number. Received: {value!r}.")
+    elif not isinstance(value, (int, str, type(None))):
+        raise ValueError(
+            f"{field} must be a text, a number, a switch, None, or a list or section "
+            f"of these. Received: {type(value).__name__} {value!r:.80}."
+        )
+
+
+_KINDS = {
+    bool: lambda value: isinstance(value, bool),
+    int: lambda value: _is_number(value) and isinstance(value, numbers.Integral),
+    float: _is_number,
+    str: lambda value: isinstance(value, str),
+    tuple: lambda value: isinstance(value, (list, tuple)),
+}
+# Fields with a default that may be None all the same.
+_OPTIONAL = ("probe_size", "momentum", "weight_decay")
+
+
+def _check_kinds(config, known, prefix):
+    for key in known:
+        kind, value = known.get_type(key), config.get(key)
+        if isinstance(known[key], ConfigDict):
+            _check_kinds(value, known[key], f"{prefix}{key}.")
+        elif value is None:
+            # Those that count epochs, and names, have an error of their own.
+            if known[key] is None or key in _OPTIONAL or kind in (int, object):
+                continue
+            raise ValueError(f"config.{prefix}{key} takes {kind.__name__}, not None.")
+        elif kind in _KINDS and not _KINDS[kind](value):
+            raise ValueError(
+                f"config.{prefix}{key} takes {kind.__name__}. Received: {value!r}."
+            )
+
+
 def _check_optimizer(section):
     """Refuses arguments that neither the optimizer nor every optimizer has."""
     try:
-        takes = optimizers.arguments(optimizers.get(section.name))
+        optimizer = optimizers.get(section.name)
+        takes = optimizers.arguments(optimizer)
     except ValueError as error:
         raise ValueError(f"config.optimizer: {error}") from error
     known = [*default_config().optimizer, *takes]
@@ -273,6 +335,33 @@ def _check_optimizer(section):
                 f"config.optimizer.{key} has no meaning for {section.name}. Received: "
                 f"{section[key]!r}."
             )
+    defaults = inspect.signature(optimizer).parameters
+    for key in takes:
+        if key in section and key != "name":
+            default = defaults[key].default if key in defaults else None
+            _check_argument(key, section[key], default)
+
+
+def _check_argument(key, value, default):
+    """Refuses a number that an optimizer would take and go wrong with."""
+    wanted = None
+    if value is None:
+        if _is_number(default):
+            wanted = "a number"
+    elif key in ("clipnorm", "clipvalue", "global_clipnorm"):
+        if not (_is_number(value) and value > 0):
+            wanted = "a positive number or None"
+    elif not _is_number(value):
+        if _is_number(default) or (default is None and isinstance(value, str)):
+            wanted = "a number"
+    elif value < 0 and not (_is_number(default) and default < 0):
+        wanted = "a number of at least 0"
+    elif key.startswith(("beta_", "rho", "momentum", "ema_momentum")) and value >= 1:
+        wanted = "a number in [0, 1)"
+    if wanted:
+        raise ValueError(
+            f"config.optimizer.{key} must be {wanted}. Received: {value!r}."
+        )
 
 
 def _check_fields(config, known, prefix):

@@ -15,6 +15,9 @@ FINISHED, DIVERGED, FAILED = "finished", "diverged", "failed"
 INTERRUPTED, OPEN = "interrupted", "open"
 ENDED = (FINISHED, DIVERGED, FAILED)
 
+# 255 are what file systems take; ".failed.json" and the like are put behind.
+_LONGEST_NAME = 220
+
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
@@ -55,6 +58,12 @@ def cells(base, axes):
     if twice:
         raise ValueError(f"Fields in more than one axis: {', '.join(twice)}.")
     for axis in axes:
+        for field, values in axis.items():
+            if not isinstance(values, (list, tuple, range)):
+                raise ValueError(
+                    f"The values of {field!r} in a grid must be a list. Received: "
+                    f"{values!r}."
+                )
         lengths = {field: len(values) for field, values in axis.items()}
         if len(set(lengths.values())) != 1 or 0 in lengths.values():
             raise ValueError(
@@ -75,6 +84,14 @@ def cells(base, axes):
         )
         found.append(Cell(name, settings, _with(base, settings)))
     names = [cell.name for cell in found]
+    longest = max(names, key=lambda name: len(name.encode()))
+    size = len(longest.encode())
+    if size > _LONGEST_NAME:
+        raise ValueError(
+            f"The cell {longest[:60]!r}... has a name of {size} bytes, and a folder "
+            f"may have {_LONGEST_NAME}. Let the first field of each axis "
+            "be one with short values: it names the cells."
+        )
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ValueError(f"More than one cell is called {twice[0]!r}.")

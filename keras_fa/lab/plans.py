@@ -237,6 +237,21 @@ def set_field(config, field, value):
         raise ValueError(f"config.{field} {takes}. Received: {value!r}.") from None
 
 
+def kind_of(config, field):
+    """The type that a field of a configuration takes; None where anything goes.
+
+    Args:
+        config: `ConfigDict`.
+        field: The field's path.
+
+    Raises:
+        ValueError: If there is no such section.
+    """
+    section, last = _section(config, field)
+    kind = section.get_type(last) if last in section else None
+    return None if kind in (object, type(None)) else kind
+
+
 def read_value(config, field, text):
     """The value that a command line gives to a field of a configuration.
 
@@ -249,8 +264,7 @@ def read_value(config, field, text):
     Raises:
         ValueError: If there is no such section.
     """
-    section, last = _section(config, field)
-    kind = section.get_type(last) if last in section else None
+    kind = kind_of(config, field)
     if kind is bool and text in _SWITCH:
         return _SWITCH[text]
     if kind is not str or text == "None":
@@ -262,6 +276,11 @@ def read_value(config, field, text):
 def _section(config, field):
     """The section that a field is in, and the field's last word."""
     *path, last = field.split(".")
+    if not all(word.isidentifier() for word in (*path, last)):
+        raise ValueError(
+            f"Unknown field {'config.' + field!r}: the names of fields are words of "
+            "letters, digits and underscores with dots between them."
+        )
     section, prefix = config, ""
     for key in path:
         sections = [k for k in section if isinstance(section[k], ConfigDict)]

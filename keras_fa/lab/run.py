@@ -14,7 +14,7 @@ from keras_fa import __version__, _keras, distribution
 from keras_fa import rules as feedback_rules
 from keras_fa.lab import config as configuration
 from keras_fa.lab import recording, run_folder
-from keras_fa.lab.build import build, instruments, load, measures_of
+from keras_fa.lab.build import build, check_loss, instruments, load, measures_of
 from keras_fa.lab.checkpoints import Checkpoints
 from keras_fa.layers import forward_variables
 
@@ -57,7 +57,9 @@ def run(config, workdir, strategy="default", progress=False, extra_callbacks=())
         RuntimeError: On every worker, if they were given different configurations,
             data or folders. The message names what differs.
     """
-    config = ml_collections.FrozenConfigDict(config)
+    # Not frozen, which would not take sections in a list.
+    config = ml_collections.ConfigDict(config).copy_and_resolve_references()
+    config.lock()
     configuration.check(config)
     writes = strategy != "multi_worker" or distribution.read_cluster()[1] == 0
     _set_determinism(config)
@@ -110,6 +112,8 @@ def _train(config, folder, strategy, progress, extra_callbacks):
     dataset = load(config)
     with scope:
         model = build(config, dataset)
+    if model.distribute_strategy.num_replicas_in_sync == 1:
+        check_loss(config, model, dataset)
     readers = instruments(config, dataset)
     recorder = recording.Recorder(folder, config, readers, dataset.steps_per_epoch)
     stateful = [*readers, *extra_callbacks, recorder]

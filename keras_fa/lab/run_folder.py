@@ -12,6 +12,7 @@ A run is plain files, so that figures, tables and other programs need no model:
 What was written before there were such checks is read all the same.
 """
 
+import contextlib
 import copy
 import fcntl
 import hashlib
@@ -109,6 +110,7 @@ class RunFolder:
         self.config = config
         self.writes = writes
         self._lock = None
+        self._is_new = False
         # Of the log so far as it goes on, None until it is known; of its last line.
         self._crc = self._mark = None
 
@@ -117,13 +119,7 @@ class RunFolder:
         check(self.path, self.config)
         if not self.writes:
             return self
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise RunFolderError(
-                f"Cannot make the run folder {self.path}: {error}. Choose another "
-                "--workdir."
-            ) from error
+        self._is_new = not self.path.exists()
         self._lock = _locked(self.path)
         try:
             # Until now another process may have begun another run.
@@ -136,9 +132,15 @@ class RunFolder:
         return self
 
     def __exit__(self, *exception):
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        if self._lock is None:
+            return
+        if self._is_new and os.listdir(self.path) == [_LOCK]:
+            # It was refused, or ended before it began.
+            (self.path / _LOCK).unlink()
+            with contextlib.suppress(OSError):
+                self.path.rmdir()
+        os.close(self._lock)
+        self._lock = None
 
     def begin(self, epoch):
         """Begins or resumes the run: the folder belongs to its configuration from here.
@@ -277,34 +279,55 @@ def _is_alive(pid):
 
 
 def _locked(folder):
-    """A descriptor that holds the lock of a folder until it is closed."""
+    """A descriptor that holds the lock of a folder, made if missing, until closed."""
     path = folder / _LOCK
-    try:
-        # Neither emptied nor followed: a file of that name may be anybody's.
-        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
-        lock = os.open(path, flags, 0o666)
-    except OSError as error:
-        raise RunFolderError(
-            f"Cannot use {path} as the lock of the run folder: {error}. Expected a "
-            "plain file or none. Move it away, or choose another --workdir."
-        ) from error
-    try:
-        if not stat.S_ISREG(os.fstat(lock).st_mode):
+    while True:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
             raise RunFolderError(
-                f"{path} is no plain file and cannot be the lock of the run folder. "
-                "Move it away, or choose another --workdir."
-            )
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(lock)
-        raise RunFolderBusyError(
-            f"Another process is using the run folder {folder}. Wait for it, "
-            "stop it, or choose another --workdir."
-        ) from error
-    except BaseException:
-        os.close(lock)
-        raise
-    return lock
+                f"Cannot make the run folder {folder}: {error}. Choose another "
+                "--workdir."
+            ) from error
+        try:
+            # Neither emptied nor followed: a file of that name may be anybody's.
+            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+            lock = os.open(path, flags, 0o666)
+        except FileNotFoundError:
+            # Whoever had made the folder took it away again.
+            continue
+        except OSError as error:
+            raise RunFolderError(
+                f"Cannot use {path} as the lock of the run folder: {error}. Expected a "
+                "plain file or none. Move it away, or choose another --workdir."
+            ) from error
+        try:
+            if not stat.S_ISREG(os.fstat(lock).st_mode):
+                raise RunFolderError(
+                    f"{path} is no plain file and cannot be the lock of the run "
+                    "folder. Move it away, or choose another --workdir."
+                )
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_at(path, lock):
+                return lock
+            os.close(lock)
+        except BlockingIOError as error:
+            os.close(lock)
+            raise RunFolderBusyError(
+                f"Another process is using the run folder {folder}. Wait for it, "
+                "stop it, or choose another --workdir."
+            ) from error
+        except BaseException:
+            os.close(lock)
+            raise
+
+
+def _is_at(path, descriptor):
+    """Whether an open file is still the one of that name."""
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
 
 
 def check(path, config):

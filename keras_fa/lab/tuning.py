@@ -7,6 +7,7 @@ Whoever has a tuner of their own takes `hypermodel`.
 import difflib
 import json
 import math
+import numbers
 import os
 import pathlib
 import shutil
@@ -20,9 +21,10 @@ import ml_collections
 from keras_fa import datasets
 from keras_fa.lab import config as configuration
 from keras_fa.lab import plans, run_folder
-from keras_fa.lab.build import build, load
+from keras_fa.lab.build import build, load, measures_of
 from keras_fa.lab.progress import duration
 from keras_fa.lab.run import run
+from keras_fa.registry import did_you_mean
 
 ALGORITHMS = ("random", "hyperband", "bayesian")
 
@@ -38,17 +40,20 @@ def check_space(config, space):
             field's type deciding whether it is whole, or `{field: {"choices": list}}`.
 
     Raises:
-        ValueError: If a field is unknown or its range is none.
+        ValueError: If a field is unknown, its range is none, or it cannot take a value
+            of it.
     """
     if not space:
         raise ValueError("The search space is empty: name at least one field.")
-    known = run_folder.flatten(ml_collections.ConfigDict(config).to_dict())
+    config = ml_collections.ConfigDict(config)
+    known = run_folder.flatten(config.to_dict())
     for field, values in space.items():
         if field not in known:
             close = difflib.get_close_matches(field, list(known), n=1)
             hint = f" Did you mean {close[0]!r}?" if close else ""
             raise ValueError(f"The search space has an unknown field {field!r}.{hint}")
-        if values.keys() == _CHOICES and len(values["choices"]) > 0:
+        if values.keys() == _CHOICES and values["choices"]:
+            _try(config, field, values["choices"])
             continue
         if not {"min", "max"} <= values.keys() <= _FLOAT:
             raise ValueError(
@@ -57,17 +62,16 @@ def check_space(config, space):
                 f"{values}."
             )
         low, high = values["min"], values["max"]
-        whole = all(isinstance(v, int) and not isinstance(v, bool) for v in (low, high))
-        takes = known[field]
-        # A field that is None now is of a kind that only its name tells.
-        if not (takes is None and whole) and (
-            isinstance(takes, bool)
-            or not isinstance(takes, (int, float))
-            or (isinstance(takes, int) and not whole)
-        ):
+        if not all(isinstance(v, numbers.Real) for v in (low, high)):
             raise ValueError(
-                f"{field!r} cannot be drawn from a range: it is {takes!r} in the "
-                'configuration. Name its values: {"choices": [...]}. Received: '
+                f"The range of {field!r} must be of numbers. Received: {values}."
+            )
+        whole = all(isinstance(v, int) and not isinstance(v, bool) for v in (low, high))
+        kind = plans.kind_of(config, field)
+        if kind is not float and not (whole and kind in (int, None)):
+            raise ValueError(
+                f"{field!r} cannot be drawn from a range: it is {known[field]!r} in "
+                'the configuration. Name its values: {"choices": [...]}. Received: '
                 f"{values}."
             )
         if not -math.inf < low < math.inf or not -math.inf < high < math.inf:
@@ -79,6 +83,16 @@ def check_space(config, space):
                 f"The range of {field!r} needs min < max, and min > 0 if it is "
                 f"logarithmic. Received: {values}."
             )
+        # The upper end of what is not whole is not drawn.
+        _try(config, field, [low, (low + high) / 2 if kind is float else high])
+
+
+def _try(config, field, values):
+    """Refuses values that a field cannot take."""
+    for value in values:
+        changed = config.copy_and_resolve_references()
+        plans.set_field(changed, field, value)
+        configuration.check(changed)
 
 
 def configure(config, space, parameters):
@@ -93,27 +107,25 @@ def configure(config, space, parameters):
     Returns:
         `ConfigDict`.
     """
-    changed = ml_collections.ConfigDict(config).copy_and_resolve_references()
-    flat = run_folder.flatten(changed.to_dict())
+    config = ml_collections.ConfigDict(config)
+    changed = config.copy_and_resolve_references()
     for field, values in space.items():
-        value = _declare(parameters, field, values, flat.get(field))
+        # Of what is None now, a resolved copy does not know the kind any more.
+        kind = plans.kind_of(config, field)
+        value = _declare(parameters, field, values, kind)
         plans.set_field(changed, field, value)
     return changed
 
 
-def _declare(parameters, field, values, present):
-    """A value that a tuner chooses; `present` is that of the field now."""
+def _declare(parameters, field, values, kind):
+    """A value that a tuner chooses; `kind` is what the field takes."""
     if "choices" in values:
         # keras-tuner's choices are numbers, strings and booleans; None is none of them.
         names = [str(choice) for choice in values["choices"]]
         return values["choices"][names.index(parameters.Choice(field, names))]
     low, high = values["min"], values["max"]
     sampling = "log" if values.get("log") else "linear"
-    if (
-        isinstance(low, int)
-        and isinstance(high, int)
-        and not isinstance(present, float)
-    ):
+    if isinstance(low, int) and isinstance(high, int) and kind is not float:
         return parameters.Int(field, low, high, sampling=sampling)
     return parameters.Float(field, low, high, sampling=sampling)
 
@@ -340,8 +352,10 @@ class Search:
             keras_fa.results.RunFolderError, keras_fa.datasets.DatasetNotFound, OSError:
                 Whatever would fail every trial. What fails one trial, a loss that is no
                 number above all, is recorded and does not stop the search.
+            ValueError: If the runs do not log the objective.
         """
         self._console = console
+        self._check_objective()
         try:
             with warnings.catch_warnings():
                 # Of keras-tuner, where a trial's only score is NaN.
@@ -349,6 +363,25 @@ class Search:
                 self._tuner.search()
         except keras_tuner.errors.FatalError as error:
             raise (error.__cause__ or error) from None
+
+    def _check_objective(self):
+        """Refuses an objective that only an instrument could log and none does."""
+        on = self.config.instruments
+        others = (on.others, on.gradient_alignment, on.error_alignment, on.minimum_norm)
+        # What instruments log hangs on the network, and what a loss does on the loss.
+        if any(others) or "/" in self.objective or "loss" in self.space:
+            return
+        measures = ["loss", *measures_of(self.config)]
+        known = [*measures, *(f"val_{measure}" for measure in measures)]
+        known += ["learning_rate", "flow_time", "seconds"]
+        if self.objective not in known:
+            self._refuse_objective(known)
+
+    def _refuse_objective(self, known):
+        raise keras_tuner.errors.FatalValueError(
+            f"The runs do not log the objective {self.objective!r}."
+            f"{did_you_mean(self.objective, known)} They log {', '.join(known)}."
+        )
 
     def table(self):
         """What came of each trial.
@@ -448,10 +481,7 @@ class Search:
             return math.nan
         last = run_folder.read_metrics(folder)[-1]
         if self.objective not in last:
-            raise keras_tuner.errors.FatalValueError(
-                f"The runs do not log the objective {self.objective!r}. They log "
-                f"{', '.join(last)}."
-            )
+            self._refuse_objective(last)
         return last[self.objective]
 
     def _show(self, trial):

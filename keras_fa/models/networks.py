@@ -62,7 +62,8 @@ def mlp(
     if isinstance(hidden_units, int):
         hidden_units = (hidden_units,)
     if not hidden_units or not all(
-        isinstance(n, numbers.Integral) and n >= 1 for n in hidden_units
+        isinstance(n, numbers.Integral) and not isinstance(n, bool) and n >= 1
+        for n in hidden_units
     ):
         raise ValueError(
             "hidden_units must be the widths of one hidden layer or more, positive "
