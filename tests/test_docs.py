@@ -55,9 +55,14 @@ print(json.dumps(failures))
 """
 
 
-def test_every_python_block_of_the_readme_runs_on_its_own(tmp_path):
-    blocks = re.findall(r"^```python\n(.*?)^```", README, re.M | re.S)
-    assert len(blocks) > 3
+def test_every_python_block_of_the_pages_runs_on_its_own(tmp_path):
+    pages = [README, *(page.read_text() for page in (ROOT / "docs").glob("*.md"))]
+    blocks = [
+        block
+        for page in pages
+        for block in re.findall(r"^```python\n(.*?)^```", page, re.M | re.S)
+    ]
+    assert len(blocks) > 8
     done = subprocess.run(
         [sys.executable, "-c", _BLOCKS],
         input=json.dumps(blocks),
@@ -71,9 +76,12 @@ def test_every_python_block_of_the_readme_runs_on_its_own(tmp_path):
     assert json.loads(done.stdout.splitlines()[-1]) == []
 
 
-def test_the_readme_has_every_rule():
+def test_the_pages_have_every_rule():
+    page = (ROOT / "docs" / "rules.md").read_text()
     for name in keras_fa.rules.NAMES:
         assert f'| `"{name}"` |' in README
+        assert f'| `"{name}"` |' in page
+        assert f'**`"{name}"`**' in page or name == "backprop"
 
 
 def test_what_the_readme_types_is_there():
