@@ -60,6 +60,8 @@ def test_keys_and_values_reach_the_history():
         "gradient_norm/dense_1": gradient.layers["dense_1"].true_norm,
         "error_cosine/dense_1": error.cosine,
     }
+    # The ledger costs a reading a step, and is kept where it is asked for.
+    assert not any(key.startswith("ledger") for key in history)
     for key, value in expected.items():
         assert len(history[key]) == 4
         # Eager and compiled float32 sums differ by up to 2e-7 here.

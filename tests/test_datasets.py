@@ -757,6 +757,21 @@ def test_synthetic_regression_has_noise_on_the_training_targets_only():
     np.testing.assert_array_equal(clean.arrays("test")[1], noisy.arrays("test")[1])
 
 
+def test_teachers_have_targets_of_the_documented_size():
+    sizes = {"n": 20_000, "d_in": 300}
+    linear = datasets.load("linear_teacher", **sizes).arrays("train")[1]
+    # Sums of 300 products of variance 1/300. Measured: 1.04.
+    assert abs(linear.var() - 1) < 0.1
+    smooth = datasets.load("synthetic_regression", noise=0.0, **sizes)
+    # Of 300 sines, of variance 1/2 each. Measured: 0.55.
+    assert abs(smooth.arrays("train")[1].var() - 0.5) < 0.1
+
+
+def test_as_many_inputs_as_examples_can_be_nearly_orthogonal():
+    data = datasets.load("nearly_orthogonal", n=20, n_test=20, d_in=40)
+    assert data.arrays("train")[0].shape == (20, 40)
+
+
 # --- errors --------------------------------------------------------------------------
 
 

@@ -124,3 +124,13 @@ def test_names():
 def test_an_unknown_name_is_refused():
     with pytest.raises(ValueError, match="half_sqared_error"):
         losses.get("half_sqared_error")
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [losses.ExponentialLoss, losses.HalfSquaredError, losses.SigmoidCrossEntropy],
+)
+def test_a_loss_comes_back_from_its_configuration(loss):
+    made = loss(reduction="none", name="own", dtype="float64")
+    again = loss.from_config(made.get_config())
+    assert (again.reduction, again.name, again.dtype) == ("none", "own", "float64")

@@ -117,6 +117,15 @@ def test_a_failed_write_leaves_the_old_file_whole(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == ["file"]
 
 
+def test_a_write_that_cannot_begin_says_why(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("builtins.open", full)
+    with pytest.raises(OSError, match="No space left on device"):
+        run_folder.write_text(tmp_path / "x", "new")
+
+
 def test_sync_waits_for_the_log_and_leaves_it_as_it_is(tmp_path, monkeypatch):
     synced = []
     monkeypatch.setattr(os, "fsync", lambda file: synced.append(os.fstat(file).st_ino))
