@@ -278,21 +278,64 @@ def test_a_stateful_model_goes_on_where_it_stopped():
         np.testing.assert_array_equal(other(x), expected)
 
 
+WORDS = np.array([["red"], ["green"], ["red"], ["blue"]])
+NUMBERS = np.array([[7], [3], [7], [9]])
+
+
 @pytest.mark.parametrize(
-    "lookup",
+    ("table", "data", "dtype"),
     [
-        lambda: layers.StringLookup(output_mode="multi_hot"),
-        lambda: layers.TextVectorization(output_mode="tf_idf"),
+        (lambda: layers.StringLookup(output_mode="multi_hot"), WORDS, "string"),
+        (lambda: layers.TextVectorization(output_mode="tf_idf"), WORDS, "string"),
+        (lambda: layers.IntegerLookup(output_mode="tf_idf"), NUMBERS, "int64"),
+        (
+            lambda: layers.Discretization(num_bins=3, output_mode="one_hot"),
+            NUMBERS,
+            "float32",
+        ),
+        (lambda: layers.Normalization(invert=True), NUMBERS, "float32"),
     ],
 )
-def test_states_outside_of_variables_are_kept(lookup):
-    words = np.array([["red"], ["green"], ["red"], ["blue"]])
-    table = lookup()
-    table.adapt(words)
-    inputs = keras.Input((1,), dtype="string")
-    model = keras.Model(inputs, layers.Dense(3)(table(inputs)))
+def test_states_outside_of_variables_are_kept(table, data, dtype):
+    table = table()
+    table.adapt(data)
+    inputs = keras.Input((1,), dtype=dtype)
+    inner = keras.Sequential([keras.Input((1,), dtype=dtype), table])
+    model = keras.Model(inputs, layers.Dense(3)(inner(inputs)))
     new, _ = keras_fa.convert(model)
-    _assert_same(new, model, tf.constant(words))
+    _assert_same(new, model, tf.constant(data))
+
+
+def test_states_that_no_config_tells_are_refused():
+    class Scaled(layers.Layer):
+        def __init__(self, **kwargs):
+            super().__init__(**kwargs)
+            self._factor, self.told = np.ones(3), 1.0
+
+        def call(self, inputs):
+            return inputs * self._factor * self.told
+
+    scaled = Scaled(name="scaled")
+    model = _sequential(layers.Dense(3), scaled)
+    x = np.ones((2, 6), "float32")
+    _assert_same(keras_fa.convert(model)[0], model, x)
+    scaled._factor = np.array([1.0, 2.0, 3.0])
+    with pytest.raises(ValueError, match=r"has _factor=.*config of Scaled"):
+        keras_fa.convert(model)
+    scaled._factor = np.ones(3)
+    scaled.told = 7.0
+    with pytest.raises(ValueError, match=r"told=7.0, its copy 1.0"):
+        keras_fa.to_stock(model)
+    assert keras_fa.convert(model, in_place=True)[0] is model
+
+
+def test_a_stock_file_says_how_it_is_loaded(tmp_path):
+    stock = _sequential(layers.Dense(3, name="d"))
+    stock.save_weights(tmp_path / "stock.weights.h5")
+    for rule in ("backprop", "fa"):
+        model = _sequential(keras_fa.layers.FeedbackDense(3, rule=rule, name="d"))
+        with pytest.raises(ValueError, match=r"stock model and convert that"):
+            model.load_weights(tmp_path / "stock.weights.h5")
 
 
 @every_net

@@ -286,7 +286,15 @@ class FeedbackMixin:
         keras.layers.Layer.save_own_variables(self, store)
 
     def load_own_variables(self, store):
-        keras.layers.Layer.load_own_variables(self, store)
+        try:
+            keras.layers.Layer.load_own_variables(self, store)
+        except ValueError as error:
+            raise ValueError(
+                f"{error} A file of a stock Keras model knows its layers by other "
+                "names, and has no feedback: load it into the stock model and convert "
+                "that, keras_fa.convert(model, rule); for the way back there is "
+                "keras_fa.to_stock(model)."
+            ) from error
 
     def enable_lora(self, *args, **kwargs):
         if self._rule.learns:

@@ -3,6 +3,7 @@
 import tempfile
 
 import keras
+import numpy as np
 
 from keras_fa import _keras
 from keras_fa.models import swapping
@@ -27,6 +28,7 @@ def copy(model):
         reached.add(id(old))
         _check(way, old, made)
         _carry(old, made)
+        _compare_attributes(way, old, made)
     for layer in _keras.layers_of(model):
         if id(layer) not in reached and any(map(len, _keras.own_variables(layer))):
             _refuse(
@@ -74,6 +76,11 @@ def _made_again(model):
     compiled, model.compiled = model.compiled, False
     try:
         return keras.models.clone_model(model, clone_function=again, recursive=True)
+    except Exception as error:
+        raise ValueError(
+            f"Model '{model.name}' cannot be copied, since its layers' configs do not "
+            f"make them again: {error} Use in_place=True."
+        ) from error
     finally:
         model.compiled = compiled
 
@@ -110,6 +117,39 @@ def _check(way, old, new):
     )
     if shapes != copied:
         _refuse(f"'{way}' has variables of the shapes {shapes}, its copy {copied}")
+
+
+def _compare_attributes(way, old, new):
+    """Refuses a copy of a user's layer that its config does not make as it is now."""
+    if type(old).__module__.startswith("keras."):
+        return
+    # Whether it is compiled, and the like.
+    of_keras, others = vars(keras.Model()), vars(new)
+    for name, value in vars(old).items():
+        plain = isinstance(value, _PLAIN) or keras.ops.is_tensor(value)
+        # What the copy has not at all it gets in a call, or cannot be called.
+        if not plain or name in of_keras or name not in others:
+            continue
+        if not _alike(value, others[name]):
+            _refuse(
+                f"'{way}' has {name}={value!r}, its copy {others[name]!r}, since the "
+                f"get_config of {type(old).__name__} does not tell"
+            )
+
+
+_PLAIN = (bool, int, float, str, np.ndarray, np.generic)
+
+
+def _alike(one, other):
+    try:
+        one, other = np.asarray(one), np.asarray(other)
+    except (TypeError, ValueError, NotImplementedError):
+        # Symbols have no values.
+        return True
+    if one.shape != other.shape:
+        return False
+    same = one == other
+    return bool(np.all(same | ((one != one) & (other != other))))
 
 
 def _carry(old, new):
