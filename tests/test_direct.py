@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers import assert_close
+from helpers import assert_close, softmax_error
 
 import keras_fa
 from keras_fa import models
@@ -203,6 +203,29 @@ def test_training_follows_the_same_numbers_compiled(kind):
     for other in weights[1:]:
         for one, another in zip(weights[0], other, strict=True):
             assert_close(one, another, 1e-11)  # Measured: 2e-15.
+
+
+def test_a_layer_that_is_called_twice_has_two_taps():
+    keras.config.set_floatx("float64")
+    try:
+        inputs = keras.Input((5,))
+        first, shared = (FeedbackDense(4, "relu", dtype="float64") for _ in range(2))
+        outputs = FeedbackDense(3, dtype="float64")(shared(shared(first(inputs))))
+        model = keras_fa.direct(keras.Model(inputs, outputs))
+    finally:
+        keras.config.set_floatx("float32")
+    w0, ws, w1 = (layer.kernel.numpy() for layer in feedback_layers(model))
+    h0 = np.maximum(X @ w0, 0)
+    h1 = np.maximum(h0 @ ws, 0)
+    h2 = np.maximum(h1 @ ws, 0)
+    error = softmax_error(h2 @ w1, LABELS)
+    deltas = [
+        (error @ np.asarray(model.layers[-1].feedback(tap)).T) * (h > 0)
+        for tap, h in enumerate((h0, h1, h2))
+    ]
+    actual = gradients(model, X, LABELS)
+    assert_close(actual[0], X.T @ deltas[0])
+    assert_close(actual[2], h0.T @ deltas[1] + h1.T @ deltas[2])
 
 
 def test_unwired_layers_are_refused():

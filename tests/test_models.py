@@ -617,3 +617,9 @@ def test_mixed_float16_scales_its_losses(network):
         model.train_on_batch(x, np.ones((2, 3)))
     moved = zip(before, model.trainable_variables, strict=True)
     assert any(np.abs(old - new).max() > 0 for old, new in moved)
+
+
+@pytest.mark.parametrize("widths", [(), 0, (4, 0), (True,), (2.0,)])
+def test_widths_of_hidden_layers_are_positive_integers(widths):
+    with pytest.raises(ValueError, match="hidden_units must be the widths"):
+        models.mlp((5,), widths, 3)
