@@ -8,6 +8,7 @@ import helpers
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from helpers import LEARNED, RULES, Convolution, assert_close
 
 import keras_fa
@@ -19,11 +20,19 @@ STEPS, EXAMPLES, CLASSES = 30, 8, 3
 RATE, MOMENTUM, DECAY = 2.0**-4, 0.875, 2.0**-5
 
 
+@pytest.fixture
+def double():
+    keras.config.set_floatx("float64")
+    keras.config.set_dtype_policy("float64")
+    yield
+    keras.config.set_floatx("float32")
+
+
 def dense_network():
     """A layer under each rule but the first, through which nothing is fed back."""
-    sizes = [FeedbackDense(6, "relu", rule=rule, dtype="float64") for rule in RULES]
-    end = FeedbackDense(CLASSES, rule="fa", dtype="float64")
-    return keras.Sequential([keras.Input((5,), dtype="float64"), *sizes, end])
+    sizes = [FeedbackDense(6, "relu", rule=rule) for rule in RULES]
+    end = FeedbackDense(CLASSES, rule="fa")
+    return keras.Sequential([keras.Input((5,)), *sizes, end])
 
 
 def convolutional_network():
@@ -120,25 +129,21 @@ def train_by_hand(twins, update, x, labels):
 
 @pytest.mark.parametrize("update", [Momentum, DecoupledDecay])
 @pytest.mark.parametrize("network", [dense_network, convolutional_network])
-def test_thirty_steps_equal_numpys(network, update):
-    keras.config.set_floatx("float64")
-    try:
-        model = network()
-        model.compile(
-            update.made.from_config(update.made.get_config()),
-            keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-            jit_compile=False,
-        )
-        twins = [Twin(layer) for layer in keras_fa.layers.feedback_layers(model)]
-        random = np.random.default_rng(0)
-        x = random.normal(size=(EXAMPLES, *model.input_shape[1:]))
-        labels = random.integers(0, CLASSES, EXAMPLES)
-        by_hand = update()
-        for _ in range(STEPS):
-            model.train_on_batch(x, labels)
-            train_by_hand(twins, by_hand, x, labels)
-    finally:
-        keras.config.set_floatx("float32")
+def test_thirty_steps_equal_numpys(double, network, update):
+    model = network()
+    model.compile(
+        update.made.from_config(update.made.get_config()),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        jit_compile=False,
+    )
+    twins = [Twin(layer) for layer in keras_fa.layers.feedback_layers(model)]
+    random = np.random.default_rng(0)
+    x = random.normal(size=(EXAMPLES, *model.input_shape[1:]))
+    labels = random.integers(0, CLASSES, EXAMPLES)
+    by_hand = update()
+    for _ in range(STEPS):
+        model.train_on_batch(x, labels)
+        train_by_hand(twins, by_hand, x, labels)
     for twin in twins:
         moved = helpers.relative_error(twin.kernel, twin.start)
         assert moved > 1e-3, twin.rule
@@ -150,6 +155,80 @@ def test_thirty_steps_equal_numpys(network, update):
         ):
             # Measured: 2e-15.
             assert_close(actual, expected, 1e-12)
+
+
+# --- One training in several ways ---
+
+
+def compiled(names=tuple(RULES), optimizer=None, **arguments):
+    """A network of layers under rules, and the seed's data: 16 examples."""
+    keras.utils.set_random_seed(0)
+    layers = [FeedbackDense(6, "relu", rule=rule) for rule in names]
+    end = FeedbackDense(CLASSES, rule="fa")
+    model = keras.Sequential([keras.Input((5,)), *layers, end])
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(
+        optimizer or keras.optimizers.SGD(RATE, MOMENTUM),
+        loss,
+        jit_compile=False,
+        **arguments,
+    )
+    x = np.random.default_rng(0).normal(size=(2 * EXAMPLES, 5))
+    return model, x, np.arange(2 * EXAMPLES) % CLASSES
+
+
+def by_batches(model, x, y, step):
+    for _ in range(3):
+        for start in range(0, len(x), EXAMPLES):
+            step(x[start : start + EXAMPLES], y[start : start + EXAMPLES])
+
+
+def by_fit(model, x, y):
+    model.fit(x, y, batch_size=EXAMPLES, epochs=3, shuffle=False, verbose=0)
+
+
+def by_a_loop(model, x, y):
+    @tf.function
+    def step(x, y):
+        with tf.GradientTape() as tape:
+            loss = model.compute_loss(x, y, model(x, training=True))
+        variables = model.trainable_variables
+        values = [v.value for v in variables]
+        model.optimizer.apply(tape.gradient(loss, values), variables)
+
+    model.optimizer.build(model.trainable_variables)
+    by_batches(model, x, y, lambda x, y: step(tf.constant(x), tf.constant(y)))
+
+
+@pytest.mark.parametrize(
+    ("train", "arguments"),
+    [
+        (by_fit, {"steps_per_execution": 2}),
+        (lambda model, x, y: by_batches(model, x, y, model.train_on_batch), {}),
+        (by_a_loop, {}),
+    ],
+    ids=["steps_per_execution", "train_on_batch", "own loop"],
+)
+def test_every_way_of_training_is_one(double, train, arguments):
+    model, x, y = compiled()
+    by_fit(model, x, y)
+    other, _, _ = compiled(**arguments)
+    train(other, x, y)
+    for one, another in zip(model.variables, other.variables, strict=True):
+        # Measured: the same to the bit.
+        assert_close(another, one, 1e-13)
+
+
+def test_accumulated_gradients_are_those_of_the_whole_batch(double):
+    # What moves by itself does so in each pass, and there are two in place of one.
+    names = [rule for rule in RULES if rule not in helpers.MOVING]
+    whole, x, y = compiled(names)
+    whole.fit(x, y, batch_size=2 * EXAMPLES, epochs=3, shuffle=False, verbose=0)
+    optimizer = keras.optimizers.SGD(RATE, MOMENTUM, gradient_accumulation_steps=2)
+    halves, _, _ = compiled(names, optimizer)
+    by_fit(halves, x, y)
+    for one, another in zip(whole.variables, halves.variables, strict=True):
+        assert_close(another, one, 1e-12)
 
 
 # --- Kolen-Pollack: the difference of W and B ---
@@ -201,8 +280,9 @@ def test_kolen_pollacks_difference_shrinks_with_decoupled_decay(make):
     np.testing.assert_allclose(found, expected, rtol=1e-13)
 
 
-def test_kolen_pollacks_difference_is_constant_under_a_global_clip():
-    found, _ = difference(keras.optimizers.SGD(RATE, global_clipnorm=1e-2))
+@pytest.mark.parametrize("clip", ["clipnorm", "global_clipnorm", "clipvalue"])
+def test_kolen_pollacks_difference_is_constant_where_gradients_are_clipped(clip):
+    found, _ = difference(keras.optimizers.SGD(RATE, **{clip: 1e-2}))
     np.testing.assert_allclose(found, found[0], rtol=1e-13)
 
 
