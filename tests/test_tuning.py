@@ -215,6 +215,11 @@ def test_what_fails_one_trial_is_recorded(tmp_path):
     assert list(search.table()["status"]) == ["finished", "failed"]
     (message,) = search.failures().values()
     assert "nonsense" in message
+    # It is not run again.
+    again = tuning.Search(base(), space, tmp_path, trials=2)
+    assert again.table().equals(search.table())
+    (message,) = again.failures().values()
+    assert "nonsense" in message
 
 
 def test_an_objective_that_is_not_logged_stops_the_search(tmp_path):
@@ -251,21 +256,116 @@ def test_a_folder_of_another_search_is_refused(tmp_path):
         tuning.Search(base(), RATE, tmp_path / "letters")
 
 
-def test_damaged_state_is_named_and_what_is_finished_is_kept(tmp_path):
-    search = tuning.Search(base(), RATE, tmp_path, trials=2)
-    search.run()
-    table = search.table()
-    state = tmp_path / "tuner" / "oracle.json"
-    state.write_text(state.read_text()[:40])
-    with pytest.raises(run_folder.RunFolderError, match="Delete that folder"):
-        tuning.Search(base(), RATE, tmp_path, trials=2)
-    shutil.rmtree(tmp_path / "tuner")
-    summary = tmp_path / "trials" / table["trial"].iloc[0] / "summary.json"
-    written = summary.stat().st_mtime_ns
-    again = tuning.Search(base(), RATE, tmp_path, trials=2)
+def _without(path):
+    shutil.rmtree(path)
+
+
+def _shortened(path):
+    for file in path.rglob("*.json"):
+        file.write_text(file.read_text()[: file.stat().st_size // 2])
+
+
+def _lists(path):
+    (path / "oracle.json").write_text("[]")
+
+
+def _ghost(path):
+    """As a kill between two of keras-tuner's writes left it."""
+    state = json.loads((path / "oracle.json").read_text())
+    state["ongoing_trials"] = {"tuner0": "1"}
+    (path / "oracle.json").write_text(json.dumps(state))
+
+
+SEARCHES = {
+    "random": {"trials": 3},
+    "bayesian": {"algorithm": "bayesian", "trials": 4},
+    "hyperband": {"algorithm": "hyperband"},
+}
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory):
+    """A search of each kind, and its table."""
+    found = {}
+    for name, options in SEARCHES.items():
+        workdir = tmp_path_factory.mktemp(name)
+        search = tuning.Search(base(), RATE, workdir, **options)
+        search.run()
+        found[name] = workdir, search.table()
+    return found
+
+
+@pytest.mark.parametrize("damage", [_without, _shortened, _lists, _ghost])
+def test_what_keras_tuner_wrote_may_be_damaged(searched, tmp_path, damage):
+    workdir, table = searched["random"]
+    shutil.copytree(workdir, tmp_path / "search")
+    damage(tmp_path / "search" / "tuner")
+    before = [p.stat().st_mtime_ns for p in tmp_path.rglob("summary.json")]
+    again = tuning.Search(base(), RATE, tmp_path / "search", **SEARCHES["random"])
+    # It is all there before anything is run.
+    assert again.table().equals(table)
     again.run()
     assert again.table().equals(table)
-    assert summary.stat().st_mtime_ns == written
+    assert [p.stat().st_mtime_ns for p in tmp_path.rglob("summary.json")] == before
+
+
+@pytest.mark.parametrize(
+    ("name", "kept"), [("random", 0), ("bayesian", 3), ("hyperband", 2)]
+)
+def test_a_search_goes_on_where_its_trials_are(searched, tmp_path, name, kept):
+    workdir, table = searched[name]
+    shutil.copytree(workdir / "trials", tmp_path / "trials")
+    shutil.copy(workdir / "search.json", tmp_path)
+    for folder in sorted((tmp_path / "trials").iterdir())[kept:]:
+        shutil.rmtree(folder)
+    again = tuning.Search(base(), RATE, tmp_path, **SEARCHES[name])
+    assert len(again.table()) == kept
+    again.run()
+    assert again.table().equals(table)
+
+
+def test_a_trial_that_was_stopped_is_gone_on_with(searched, tmp_path):
+    workdir, table = searched["random"]
+    shutil.copytree(workdir, tmp_path / "search")
+    (tmp_path / "search" / "trials" / "1" / "summary.json").unlink()
+    again = tuning.Search(base(), RATE, tmp_path / "search", **SEARCHES["random"])
+    assert list(again.table()["status"]) == ["finished", "finished", "running"]
+    again.run()
+    assert again.table().equals(table)
+
+
+def test_more_trials_of_a_search(searched, tmp_path):
+    workdir, table = searched["random"]
+    shutil.copytree(workdir, tmp_path / "search")
+    again = tuning.Search(base(), RATE, tmp_path / "search", trials=11)
+    rates = list(again.table()["optimizer.learning_rate"])
+    assert rates == list(table["optimizer.learning_rate"])
+    names = sorted(p.name for p in (tmp_path / "search" / "trials").iterdir())
+    assert names == ["00", "01", "02"] == sorted(again.table()["trial"])
+
+
+def test_what_a_trial_was_given_is_what_it_has(searched, tmp_path):
+    """As where workers shared the search, so that trials ended in another order."""
+    workdir, table = searched["bayesian"]
+    trials = tmp_path / "search" / "trials"
+    shutil.copytree(workdir, tmp_path / "search")
+    for old, new in (("2", "x"), ("3", "2"), ("x", "3")):
+        (trials / old).rename(trials / new)
+    again = tuning.Search(base(), RATE, tmp_path / "search", **SEARCHES["bayesian"])
+    again.run()
+    columns = ["optimizer.learning_rate", "val_accuracy", "status"]
+    assert (
+        again.table()[columns]
+        .reset_index(drop=True)
+        .equals(table[columns].reset_index(drop=True))
+    )
+    # What this search could not have given is refused.
+    config = json.loads((trials / "2" / "config.json").read_text())
+    config["seed"] = 5
+    (trials / "2" / "summary.json").unlink()
+    (trials / "2" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(run_folder.RunFolderError, match="seed: 5 in the folder"):
+        tuning.Search(base(), RATE, tmp_path / "search", **SEARCHES["bayesian"])
 
 
 @pytest.mark.parametrize(

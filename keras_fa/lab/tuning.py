@@ -4,6 +4,7 @@ A trial of `Search` is a run folder, so that it shows, stops and resumes like an
 Whoever has a tuner of their own takes `hypermodel`.
 """
 
+import contextlib
 import difflib
 import json
 import math
@@ -12,6 +13,7 @@ import os
 import pathlib
 import shutil
 import statistics
+import traceback
 import warnings
 
 import keras
@@ -217,15 +219,17 @@ class Search:
     """A search whose trials are run folders.
 
     A search that was stopped goes on when it is made and run again with the same
-    arguments; `trials` alone may be greater then. Under Hyperband a trial of a later
-    round is trained anew, for as many epochs as its round has: nothing hangs on the
-    weights of another trial.
+    arguments; `trials` alone may be greater then. What is done is read from the trials
+    alone: keras-tuner is asked the same questions again and given the same answers, and
+    the files in which it keeps its state are not read. Under Hyperband a trial of a
+    later round is trained anew, for as many epochs as its round has: nothing hangs on
+    the weights of another trial.
 
     Args:
         config: `ConfigDict` of the runs.
         space: The fields to tune: as for `check_space`.
-        workdir: Folder of the search: trials in `trials/`, keras-tuner's state in
-            `tuner/`, what is searched in `search.json`.
+        workdir: Folder of the search: trials in `trials/`, what is searched in
+            `search.json`, what keras-tuner writes in `tuner/`.
         algorithm: "random", "hyperband" or "bayesian".
         trials: How many trials; Hyperband has as many as its rounds need.
         objective: Key of the log lines, `val_accuracy` or `val_loss` say, whose last
@@ -238,8 +242,8 @@ class Search:
 
     Raises:
         ValueError: If one of these is wrong.
-        keras_fa.results.RunFolderError: If the folder belongs to another search, or its
-            state is damaged.
+        keras_fa.results.RunFolderError: If the folder belongs to another search, or a
+            trial in it is damaged or none of this search's.
     """
 
     def __init__(
@@ -255,7 +259,7 @@ class Search:
     ):
         configuration.check(config)
         check_space(config, space)
-        read_role()
+        role = read_role()
         if algorithm not in ALGORITHMS:
             raise ValueError(
                 f"Unknown algorithm: {algorithm!r}. Known: {', '.join(ALGORITHMS)}."
@@ -291,14 +295,98 @@ class Search:
         self._console = None
         # On a worker of keras-tuner's distributed mode `_tuner.oracle` asks the chief.
         self._oracle = oracle
+        self._tuner = _Tuner(self, oracle, overwrite=role != "worker")
+        if role != "worker":
+            self._replay()
+
+    def _replay(self):
+        """Has the oracle go through the trials that were begun, in their order."""
+        run_folder.tidy(self.workdir)
+        folders = self.workdir / "trials"
+        # Run folders, and records of failures.
+        begun = [p.name.split(".") for p in folders.glob("[0-9]*")]
+        begun = [(int(name), name, rest) for name, *rest in begun if name.isdigit()]
+        unfinished = []
+        for number in range(1 + max((number for number, *_ in begun), default=-1)):
+            asks = f"replay {number}"
+            with _quiet():
+                trial = self._oracle.create_trial(asks)
+            self._oracle.tuner_ids.discard(asks)
+            if trial.status != "RUNNING":
+                break
+            for other, name, rest in begun:
+                # Where there were fewer trials, their names were shorter.
+                if other == number and name != trial.trial_id:
+                    old, new = (".".join([n, *rest]) for n in (name, trial.trial_id))
+                    (folders / old).rename(folders / new)
+            if self._is_over(trial):
+                with _quiet():
+                    self._tuner.go_through(trial)
+            else:
+                unfinished.append(asks)
+        ask, ongoing = self._oracle.create_trial, self._oracle.ongoing_trials
+
+        def create_trial(tuner_id):
+            if unfinished and tuner_id not in ongoing:
+                ongoing[tuner_id] = ongoing.pop(unfinished.pop(0))
+            return ask(tuner_id)
+
+        self._oracle.create_trial = create_trial
+
+    def _is_over(self, trial):
+        folder = self._folder(trial.trial_id)
+        config = self._config_of(trial)
+        return (
+            run_folder.read_summary(folder) is not None
+            or self._failure(trial, config) is not None
+        )
+
+    def _config_of(self, trial):
+        """The configuration of a trial, and that in its folder if it was begun.
+
+        Where several workers shared a search, what a trial was given hung on which of
+        the others were over by then. What it was given then is what it has now.
+        """
+        config = self._configured(trial)
+        folder = self._folder(trial.trial_id)
+        if not (folder / run_folder.CONFIG).exists():
+            return config
         try:
-            self._tuner = _Tuner(self, oracle)
-        except (ValueError, KeyError, RuntimeError) as error:
-            raise run_folder.RunFolderError(
-                f"The state of the search in {self.workdir / 'tuner'} cannot be read: "
-                f"{error}. Delete that folder and give the same command: trials that "
-                "are finished are not run again."
-            ) from error
+            run_folder.check(folder, config.to_dict())
+        except run_folder.RunFolderError:
+            stored = run_folder.flatten(run_folder.read_config(folder))
+            values = trial.hyperparameters.values
+            for field, given in self.space.items():
+                found = stored.get(field)
+                for choice in given.get("choices", ()):
+                    if json.loads(run_folder.to_json(choice)) == found:
+                        found = str(choice)
+                values[field] = found
+            # What is no choice of the space is refused as what it is.
+            with contextlib.suppress(ValueError):
+                config = self._configured(trial)
+            run_folder.check(folder, config.to_dict())
+        return config
+
+    def _configured(self, trial):
+        parameters = trial.hyperparameters
+        config = configure(self.config, self.space, parameters)
+        if "tuner/epochs" in parameters.values:
+            config.epochs = parameters.values["tuner/epochs"] * config.log_every
+        return config
+
+    def _failure(self, trial, config):
+        """What was recorded of a failed trial, or None."""
+        path = self._failure_path(trial)
+        if not path.exists():
+            return None
+        again = "Remove it and give the same command: the trial is run again."
+        found = run_folder.read_json(path, again)
+        same = found.get("config") == run_folder.identity(config.to_dict())
+        return found if same else None
+
+    def _failure_path(self, trial):
+        return self.workdir / "trials" / f"{trial.trial_id}.failed.json"
 
     def _claim(self, algorithm, seed):
         """Refuses a folder of another search, before it is touched."""
@@ -357,9 +445,7 @@ class Search:
         self._console = console
         self._check_objective()
         try:
-            with warnings.catch_warnings():
-                # Of keras-tuner, where a trial's only score is NaN.
-                warnings.filterwarnings("ignore", "All-NaN axis", RuntimeWarning)
+            with _quiet():
                 self._tuner.search()
         except keras_tuner.errors.FatalError as error:
             raise (error.__cause__ or error) from None
@@ -462,10 +548,10 @@ class Search:
 
     def run_trial(self, trial):
         """Runs one trial; returns its objective, or NaN if it diverged."""
-        parameters = trial.hyperparameters
-        config = configure(self.config, self.space, parameters)
-        if "tuner/epochs" in parameters.values:
-            config.epochs = parameters.values["tuner/epochs"] * config.log_every
+        config = self._config_of(trial)
+        failure = self._failure(trial, config)
+        if failure is not None:
+            raise keras_tuner.errors.FailedTrialError(failure["error"])
         extra = []
         if self.patience is not None:
             extra.append(
@@ -473,9 +559,21 @@ class Search:
             )
         self._show(trial)
         folder = self._folder(trial.trial_id)
-        summary = run(
-            config, folder, progress=self._console is not None, extra_callbacks=extra
-        )
+        shows = self._console is not None
+        try:
+            summary = run(config, folder, progress=shows, extra_callbacks=extra)
+        except _STOPPING:
+            raise
+        except Exception as error:
+            found = {
+                "config": run_folder.identity(config.to_dict()),
+                "error": f"{type(error).__name__}: {error}",
+                "traceback": traceback.format_exc(),
+            }
+            path = self._failure_path(trial)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            run_folder.write_text(path, run_folder.to_json(found, indent=2) + "\n")
+            raise
         if summary["status"] == "diverged":
             # Which makes keras-tuner count the trial as failed.
             return math.nan
@@ -512,6 +610,18 @@ class Search:
         )
 
 
+@contextlib.contextmanager
+def _quiet():
+    """Without the warnings that say nothing of a search."""
+    with warnings.catch_warnings():
+        # Of keras-tuner, where a trial's only score is NaN.
+        warnings.filterwarnings("ignore", "All-NaN axis", RuntimeWarning)
+        # Of the Gaussian process that it fits to a handful of trials.
+        warnings.filterwarnings("ignore", "lbfgs failed to converge")
+        warnings.filterwarnings("ignore", "The optimal value found for")
+        yield
+
+
 def short(value):
     """A value for a table: a number to four digits, anything else as it is."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
@@ -535,16 +645,35 @@ def _hyperband_rounds(longest, factor=3):
 class _Tuner(keras_tuner.engine.base_tuner.BaseTuner):
     """Keras-tuner's loop around `Search.run_trial`."""
 
-    def __init__(self, search, oracle):
+    def __init__(self, search, oracle, overwrite):
         self._search = search
         parameters = oracle.get_space()
         configure(search.config, search.space, parameters)
         oracle.update_space(parameters)
-        super().__init__(oracle, directory=str(search.workdir), project_name="tuner")
+        super().__init__(
+            oracle,
+            directory=str(search.workdir),
+            project_name="tuner",
+            overwrite=overwrite,
+        )
+
+    def save(self):
+        """Nothing: the tuner itself has no state."""
+
+    def reload(self):
+        """Nothing: what an earlier version saved may be damaged."""
+
+    def go_through(self, trial):
+        """Takes in a trial that is over already."""
+        self._try_run_and_update_trial(trial)
+        self.on_trial_end(trial)
 
     def run_trial(self, trial):
         try:
             return {self._search.objective: self._search.run_trial(trial)}
-        except (run_folder.RunFolderError, datasets.DatasetNotFound, OSError) as error:
+        except _STOPPING as error:
             # keras-tuner would go on and fail every other trial of the same cause.
             raise keras_tuner.errors.FatalError(str(error)) from error
+
+
+_STOPPING = (run_folder.RunFolderError, datasets.DatasetNotFound, OSError)
