@@ -13,8 +13,9 @@ import pandas as pd
 import pytest
 
 from keras_fa import papers, sweeps
-from keras_fa.lab import run_folder
+from keras_fa.lab import plans, run_folder
 from keras_fa.papers import (
+    akrout,
     class_subsets,
     drawing,
     noisy_mnist,
@@ -29,9 +30,8 @@ GRIDS = sorted((ROOT / "configs" / "grids").glob("*.py"))
 
 
 def grid(name):
-    found = runpy.run_path(str(ROOT / "configs" / "grids" / f"{name}.py"))["get_grid"]()
-    config = runpy.run_path(str(ROOT / "configs" / found["config"]))["get_config"]()
-    return config, found["axes"]
+    found = plans.read_plan("grid", ROOT / "configs" / "grids" / f"{name}.py")
+    return found["config"], found["axes"]
 
 
 def leave(cell, root, lines, status="finished"):
@@ -330,3 +330,24 @@ def test_the_command_line(tmp_path):
     assert json.loads(
         (next((tmp_path / "runs/table3").iterdir()) / "config.json").read_text()
     )
+
+
+def test_akrouts_table_compares_what_his_code_did_and_shows_both_steps(tmp_path):
+    config, axes = grid("akrout_mnist")
+    runs = tmp_path / "runs" / "akrout_mnist"
+    for cell in sweeps.cells(config, [{"seed": [0]}, *axes[1:]]):
+        line = {
+            **{"epoch": 400, "val_accuracy": 0.98, "error_cosine/dense_1": 0.5},
+            "alignment/dense_2": np.cos(np.radians(40.0)),
+        }
+        leave(cell, runs, [{**line, "epoch": 0}, line])
+    told = section("akrout_mnist")
+    akrout.akrout_mnist(told, sections.read_runs(runs), tmp_path)
+    [table] = told.tables.values()
+    assert list(table["angle of W and B, output"]) == ["40"] * 8
+    assert list(table["angle of the errors"]) == ["60"] * 8
+    assert list(table["authors' log"]) == 2 * [98.5, 97.8, 98.45, 98.49]
+    holds = {claim: holds for claim, holds, _ in told.checks}
+    assert len(holds) == 7 and holds["FA: angle of the output layer within 3 degrees"]
+    assert not holds["KP: angle of the output layer within 3 degrees"]
+    assert (tmp_path / "akrout_mnist.png").stat().st_size > 5000

@@ -81,6 +81,7 @@ ROOMS = (
     "papers.printed",
     "papers.drawing",
     "papers.sections",
+    "papers.akrout",
     "papers.class_subsets",
     "papers.convergence",
     "papers.linear_map",

@@ -3,6 +3,7 @@
 import dataclasses
 
 from keras_fa.papers import (
+    akrout,
     class_subsets,
     convergence,
     linear_map,
@@ -128,5 +129,11 @@ EXPERIMENTS = {
         "MNIST with a penalty on the output weights",
         "S21, figure 3",
         (song.song_mnist,),
+    ),
+    "akrout_mnist": Experiment(
+        "akrout_mnist",
+        "MNIST under Kolen-Pollack's rule and weight mirrors",
+        "Akrout et al. (2019), the authors' code and logs",
+        (akrout.akrout_mnist,),
     ),
 }
