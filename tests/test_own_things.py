@@ -10,9 +10,13 @@ import subprocess
 import sys
 import textwrap
 
+import keras
+import numpy as np
 import pytest
+import tensorflow as tf
 
-from keras_fa.lab import run_folder
+import keras_fa
+from keras_fa.lab import plans, run_folder
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -179,3 +183,76 @@ def test_own_things_in_a_run_a_sweep_and_a_search(folder):
     assert {**cell, "seconds": 0} == {**lines[-1], "seconds": 0}
     trials = (folder / "search" / "trials.csv").read_text()
     assert trials.count("finished") == 2
+
+
+NETWORK = '''
+    """A network that knows nothing of rules, with a layer of its own."""
+    import keras
+
+
+    @keras.saving.register_keras_serializable("own_network")
+    class Residual(keras.layers.Layer):
+        def build(self, shape):
+            self.inner = keras.layers.Dense(shape[-1], activation="relu", name="inner")
+            self.inner.build(shape)
+
+        def call(self, x):
+            return x + self.inner(x)
+
+
+    def network(input_shape, num_classes, activation="relu"):
+        return keras.Sequential(
+            [
+                keras.Input(input_shape),
+                keras.layers.Flatten(),
+                Residual(),
+                keras.layers.Activation(activation),
+                keras.layers.Dense(num_classes),
+            ]
+        )
+'''
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have a `quantize` method")
+def test_a_network_of_ones_own_is_trained_and_taken_away(tmp_path, monkeypatch):
+    """By its name on a command line; saved, served, stock again and quantized."""
+    (tmp_path / "own_network.py").write_text(textwrap.dedent(NETWORK))
+    monkeypatch.syspath_prepend(tmp_path)
+    config = plans.read_config("digits")
+    fields = {
+        "model.name": "own_network:network",
+        "rule": "sign_fa",
+        "epochs": "2",
+        "dataset.train_size": "64",
+    }
+    assert plans.override(config, fields) == ["hidden_units"]
+    assert config.model.to_dict() == {
+        "name": "own_network:network",
+        "activation": "leaky_relu",
+    }
+    config.instruments.ledger = config.instruments.gradient_alignment = False
+    run = tmp_path / "run"
+    with pytest.raises(run_folder.RunFolderError, match="No run in"):
+        keras_fa.experiment.load_model(run)
+    with pytest.warns(UserWarning, match="no known law"):
+        summary = keras_fa.experiment.run(config, run)
+    model = keras_fa.experiment.load_model(run)
+    # One is in the layer of the user's own.
+    assert len(keras_fa.layers.feedback_layers(model)) == 2
+    dataset = keras_fa.experiment.load(config)
+    x, labels = dataset.arrays("test")
+    y = model(x).numpy()
+    accuracy = np.mean(y.argmax(axis=1) == labels)
+    assert accuracy == pytest.approx(summary["final"]["val_accuracy"], abs=1e-6)
+    stock = keras_fa.to_stock(model)
+    for name, one in (("model", model), ("stock", stock)):
+        one.save(tmp_path / f"{name}.keras")
+        loaded = keras.saving.load_model(tmp_path / f"{name}.keras")
+        np.testing.assert_array_equal(loaded(x), y)
+    model.export(tmp_path / "served", verbose=False)
+    served = tf.saved_model.load(tmp_path / "served")
+    # Measured: 0. A graph's sums may have another order.
+    np.testing.assert_allclose(served.serve(x), y, rtol=1e-5, atol=1e-5)
+    stock.quantize("int8")
+    same = stock(x).numpy().argmax(axis=1) == y.argmax(axis=1)
+    assert np.mean(same) > 0.9

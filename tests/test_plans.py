@@ -206,6 +206,22 @@ def test_a_wrong_field_is_refused(field, text, match):
         configuration.check(config)
 
 
+def test_another_model_keeps_the_arguments_that_it_takes():
+    """Those of the file; what the command line itself gives is set, fit or not."""
+    for name, taken, kept in (
+        ("applications.MobileNetV2", ["activation", "hidden_units"], {"alpha": 0.35}),
+        ("lenet", ["hidden_units"], {"activation": "tanh", "alpha": 0.35}),
+        ("mlp", [], {"activation": "tanh", "hidden_units": (5,), "alpha": 0.35}),
+    ):
+        config = configuration.default_config()
+        config.model = {"name": "mlp", "activation": "tanh", "hidden_units": (5,)}
+        fields = {"model.alpha": "0.35", "model.name": name}
+        assert sorted(plans.override(config, fields)) == taken
+        assert config.model.to_dict() == {"name": name, **kept}
+    with pytest.raises(ValueError, match=r"config\.model\.name: .*mean .lenet"):
+        plans.override(config, {"model.name": "lenett"})
+
+
 def test_every_packaged_plan_can_be_read():
     for name in plans.names("grid"):
         assert plans.read_plan("grid", name)["axes"]

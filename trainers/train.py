@@ -110,11 +110,17 @@ def _config():
     from keras_fa.lab import plans
 
     config = plans.read_config(_CONFIG.value)
-    for name in flags.FLAGS:
-        if name.startswith("config."):
-            field = name.removeprefix("config.")
-            text = str(flags.FLAGS[name].value)
-            plans.set_field(config, field, plans.read_value(config, field, text))
+    fields = {
+        name.removeprefix("config."): str(flags.FLAGS[name].value)
+        for name in flags.FLAGS
+        if name.startswith("config.")
+    }
+    if foreign := plans.override(config, fields):
+        print(
+            f"note: {config.model.name} takes no {', '.join(foreign)}: what "
+            f"{_CONFIG.value} gives there is left out.",
+            file=sys.stderr,
+        )
     return config
 
 

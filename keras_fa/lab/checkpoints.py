@@ -32,7 +32,8 @@ class Checkpoints:
         model: A built and compiled Keras model whose optimizer is built.
         callbacks: Callbacks whose state belongs to the run: objects with `get_state()`,
             which returns something that JSON can hold, and `set_state(state)`. Their
-            classes' names tell them apart, and their order those of one class.
+            classes' names tell them apart, and their order those of one class. None:
+            only model and optimizer are restored.
         run: What tells whether a checkpoint is of this run, the same way: its
             `set_state` refuses another's by raising.
         keep: How many checkpoints to keep. The one before the newest is there for the
@@ -44,7 +45,7 @@ class Checkpoints:
         self._keep = keep
         self._run = run
         self._callbacks = {}
-        for callback in callbacks:
+        for callback in callbacks or ():
             name, count = type(callback).__name__, 1
             while (key := f"{name} {count}" if count > 1 else name) in self._callbacks:
                 count += 1
@@ -52,12 +53,14 @@ class Checkpoints:
         self._epoch = tf.Variable(0, dtype=tf.int64, trainable=False)
         # Variables are listed one by one: Keras does not track the states of its seed
         # generators where tf.train.Checkpoint would find them through the model.
-        self._checkpoint = tf.train.Checkpoint(
-            model=[v.value for v in model.variables],
-            optimizer=[v.value for v in model.optimizer.variables],
-            epoch=self._epoch,
-            callbacks=_JsonState(self._get_state, self._set_state),
-        )
+        parts = {
+            "model": [v.value for v in model.variables],
+            "optimizer": [v.value for v in model.optimizer.variables],
+            "epoch": self._epoch,
+        }
+        if callbacks is not None:
+            parts["callbacks"] = _JsonState(self._get_state, self._set_state)
+        self._checkpoint = tf.train.Checkpoint(**parts)
 
     def save(self, epoch):
         """Saves the state after an epoch.

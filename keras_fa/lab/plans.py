@@ -12,6 +12,7 @@ import traceback
 
 from ml_collections import ConfigDict
 
+from keras_fa import models
 from keras_fa.lab.config import set_value
 from keras_fa.registry import did_you_mean
 
@@ -250,6 +251,38 @@ def kind_of(config, field):
     section, last = _section(config, field)
     kind = section.get_type(last) if last in section else None
     return None if kind in (object, type(None)) else kind
+
+
+def override(config, fields):
+    """Sets the fields of a configuration that a command line gives.
+
+    Of the arguments that the file gives to its model one of another name keeps those
+    that it takes: the others were meant for the model of before.
+
+    Args:
+        config: `ConfigDict`, which changes.
+        fields: `{field: text}`, as for `read_value`.
+
+    Returns:
+        Names of the arguments that were taken away, a list.
+
+    Raises:
+        ValueError: As for `set_field`, and if the model's name is unknown.
+    """
+    foreign = []
+    if fields.get("model.name", config.model.name) != config.model.name:
+        name = fields["model.name"]
+        given = [key for key in config.model if key != "name"]
+        try:
+            foreign = [key for key in given if not models.takes(name, key)]
+        except ValueError as error:
+            raise ValueError(f"config.model.name: {error}") from error
+        with config.model.unlocked():
+            for key in foreign:
+                del config.model[key]
+    for field, text in fields.items():
+        set_field(config, field, read_value(config, field, text))
+    return foreign
 
 
 def read_value(config, field, text):

@@ -18,7 +18,7 @@ from keras_fa.lab.build import build, check_loss, instruments, load, measures_of
 from keras_fa.lab.checkpoints import Checkpoints
 from keras_fa.layers import forward_variables
 
-__all__ = ["build", "compare", "load", "run"]
+__all__ = ["build", "compare", "load", "load_model", "run"]
 
 
 def run(config, workdir, strategy="default", progress=False, extra_callbacks=()):
@@ -105,6 +105,33 @@ def compare(config, workdir, rules, strategy="default", progress=False):
         configuration.set_value(rule_config, "rule", rule)
         summaries[rule] = run(rule_config, f"{workdir}/{rule}", strategy, progress)
     return summaries
+
+
+def load_model(workdir):
+    """The model that a run has trained, as its newest checkpoint has it.
+
+    Args:
+        workdir: A run folder, whose data set must be there, and the modules that its
+            configuration names.
+
+    Returns:
+        A compiled `keras.Model` with its optimizer's state: see `keras_fa.to_stock` for
+        one that needs nothing of the toolkit.
+
+    Raises:
+        keras_fa.results.RunFolderError: If it is no run folder, or has no checkpoint.
+        keras_fa.lab.checkpoints.CheckpointError: If none of them can be read.
+        keras_fa.datasets.DatasetNotFound: If the data set is not there.
+    """
+    config = ml_collections.FrozenConfigDict(run_folder.read_config(workdir))
+    model = build(config, load(config))
+    checkpoints = Checkpoints(pathlib.Path(workdir) / "checkpoints", model, None)
+    if not checkpoints.restore():
+        raise run_folder.RunFolderError(
+            f"The run in {workdir} has no checkpoint yet. Give the command that began "
+            "it again."
+        )
+    return model
 
 
 def _train(config, folder, strategy, progress, extra_callbacks):

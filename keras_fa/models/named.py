@@ -60,6 +60,21 @@ def network(name, input_shape, num_classes, rule="fa", dtype=None, **arguments):
     return model
 
 
+def takes(name, argument):
+    """Whether what a name stands for takes an argument of that name.
+
+    Args:
+        name: As for `network`.
+        argument: Name of an argument.
+
+    Raises:
+        ValueError: If the name is unknown.
+    """
+    parameters = inspect.signature(_builder_of(name)).parameters
+    kinds = {parameter.kind for parameter in parameters.values()}
+    return argument in parameters or inspect.Parameter.VAR_KEYWORD in kinds
+
+
 def _builder_of(name):
     if not str(name).startswith(_APPLICATIONS):
         return registry.get("model", name)
