@@ -108,6 +108,9 @@ LEARNED = {
 MOVING = {"brsf": ("magnitude", "noise"), "weight_mirror": ("feedback", "noise")}
 
 
+# One of each kind, where the others would show the same: W itself, a variable, made of
+# W, trained, a product.
+KINDS = ("backprop", "fa", "sign_fa", "kolen_pollack", "pfa")
 # Rules whose compiled step has products of its own, beyond those of backpropagation.
 DEAR = ("pfa", "weight_mirror")
 

@@ -13,7 +13,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers import DEAR, LAYERS, LEARNED, RULES, Convolution, assert_close
+from helpers import DEAR, KINDS, LAYERS, LEARNED, RULES, Convolution, assert_close
 from keras import ops
 from tensorflow.python.eager import context
 
@@ -145,10 +145,17 @@ _NEEDS_GPU = [
 ]
 
 
-@rules_and
+# Every rule on one convolution of each rank, and one of each kind on all.
+_WHOLE_TABLE = [(rank, "same", "strided", 1, True, "channels_last") for rank in _RANKS]
+
+
 @pytest.mark.parametrize(
-    ("rank", "padding", "step", "groups", "use_bias", "data_format"),
-    _PLAIN + _COMPILED + _NEEDS_GPU,
+    ("rank", "padding", "step", "groups", "use_bias", "data_format", "rule"),
+    [
+        (*convolution, rule)
+        for convolution in _PLAIN + _COMPILED + _NEEDS_GPU
+        for rule in (RULES if convolution in _WHOLE_TABLE else KINDS)
+    ],
 )
 def test_convolution_equals_oracle(
     rank, padding, step, groups, use_bias, data_format, rule
@@ -379,7 +386,7 @@ MODES = {
 in_every_mode = pytest.mark.parametrize("mode", MODES.values(), ids=MODES)
 
 
-@rules_and
+@pytest.mark.parametrize("rule", KINDS)
 @pytest.mark.parametrize("cached", [False, True])
 @pytest.mark.parametrize("mapped", [tf.vectorized_map, ops.vectorized_map])
 def test_a_vectorized_map_keeps_the_rule(rule, cached, mapped):

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers import LAYERS, LEARNED, MOVING, RULES, assert_close
+from helpers import KINDS, LAYERS, LEARNED, MOVING, RULES, assert_close
 from keras import ops
 
 from keras_fa import models, rules
@@ -194,7 +194,7 @@ def test_fit_in_mixed_precision(policy, rule):
 # --- Compilation and data format ---
 
 
-@every_rule
+@pytest.mark.parametrize("rule", [*KINDS, "brsf"])
 def test_fit_is_the_same_eager_in_graphs_and_under_xla(rule):
     """Weights after some steps of a convolution and a dense layer."""
     results = []
@@ -510,7 +510,7 @@ def test_feedback_layers_finds_nested_ones_once_and_in_order():
 # --- Several devices ---
 
 
-@every_rule
+@pytest.mark.parametrize("rule", [*KINDS, "brsf"])
 def test_two_replicas_train_as_one_device(rule, mirrored):
     """The same B on both, and after 20 steps the weights of one device."""
     x = LAYERS["conv2d"].inputs(batch=160)
