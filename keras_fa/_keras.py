@@ -6,6 +6,7 @@ where one of them moves.
 """
 
 import contextlib
+import contextvars
 import functools
 import random
 import sys
@@ -293,33 +294,42 @@ def undrawn():
 
     Keras takes the seeds of unseeded initializers and layers from Python's `random`.
     """
-    source = _seed_generator().python_random
-    state = source.getstate()
-    try:
+    copied = random.Random()
+    copied.setstate((_own_random.get() or random).getstate())
+    with _drawing_from(copied):
         yield
-    finally:
-        source.setstate(state)
 
 
-@contextlib.contextmanager
 def seeded(seed):
     """Within, Keras draws the seeds it would draw after `random.seed(seed)`.
 
-    From a generator of its own, so that other threads that use `random` change nothing.
-    Public is only a seed for each layer and initializer.
+    From a generator of its own, so that other threads change nothing, whether they use
+    `random` or build models. Public is only a seed for each layer and initializer.
     """
-    module = _seed_generator()
-    shared, module.python_random = module.python_random, random.Random(seed)
+    return _drawing_from(random.Random(seed))
+
+
+@contextlib.contextmanager
+def _drawing_from(generator):
+    from keras.src.random import seed_generator
+
+    if not isinstance(seed_generator.python_random, _RandomOfContext):
+        seed_generator.python_random = _RandomOfContext()
+    token = _own_random.set(generator)
     try:
         yield
     finally:
-        module.python_random = shared
+        _own_random.reset(token)
 
 
-def _seed_generator():
-    from keras.src.random import seed_generator
+_own_random = contextvars.ContextVar("keras_fa_random", default=None)
 
-    return seed_generator
+
+class _RandomOfContext:
+    """Python's `random` for Keras's seeds, or what this thread draws them from."""
+
+    def __getattr__(self, name):
+        return getattr(_own_random.get() or random, name)
 
 
 def hide_from_progress_line(model, keys):
@@ -408,6 +418,60 @@ def replace_symbolic_build(model, build):
 def symbolic_build(model, data_batch):
     """Builds metrics and loss on symbols shaped as a batch of data."""
     model._symbolic_build(data_batch=data_batch)
+
+
+def replace_compute_loss(model, compute):
+    """Has a model's training and test steps compute their loss with another function.
+
+    Public is `compute_loss`, which a user may call or overwrite as well.
+
+    Args:
+        model: A Keras model.
+        compute: Function of a function without arguments, Keras's own.
+    """
+    own = model._compute_loss
+    model._compute_loss = lambda *args, **kwargs: compute(
+        functools.partial(own, *args, **kwargs)
+    )
+
+
+def losses_are_built(model):
+    """Whether a model knows which loss belongs to which output: after a first batch."""
+    return model._compile_loss is None or model._compile_loss.built
+
+
+def wrap_losses(model, wrap):
+    """Puts `wrap(loss)` in the place of each loss of a model, unless it stands there.
+
+    Public is `compile` alone, before it is known what a name stands for.
+    """
+    if model._compile_loss is None:
+        return
+    losses = model._compile_loss._flat_losses
+    if losses and isinstance(losses[0].loss, keras.Loss):
+        model._compile_loss._flat_losses = [
+            entry._replace(loss=wrap(entry.loss)) for entry in losses
+        ]
+
+
+def added_losses(model):
+    """What `add_loss` and activity regularizers added in the last call, a list.
+
+    `model.losses` has the penalties on weights too.
+    """
+    return [loss for layer in layers_of(model) for loss in layer._get_own_losses()]
+
+
+def mask_of(tensor):
+    """The mask that Keras keeps with a tensor, None if there is none."""
+    return getattr(tensor, "_keras_mask", None)
+
+
+def of_one_rank(first, second):
+    """Two tensors, a last axis of one entry added or taken as Keras's losses do."""
+    from keras.src.losses.loss import squeeze_or_expand_to_same_rank
+
+    return squeeze_or_expand_to_same_rank(first, second)
 
 
 def replace_log_reduction(reduce):

@@ -1,13 +1,16 @@
 """Runs end to end: what they leave, that they resume bit for bit, what they refuse."""
 
+import concurrent.futures
 import itertools
 import json
 import os
 import pathlib
+import random
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from types import SimpleNamespace
 
@@ -366,6 +369,32 @@ def test_checkpoints_of_another_seed_are_refused(tmp_path):
         experiment.run(config, tmp_path / "run")
 
 
+def test_threads_of_one_process_change_nothing_in_each_others_models():
+    configs = [digits(seed=seed) for seed in range(3)]
+    for config in configs:
+        config.model.hidden_units = (4,) * 5
+    dataset = experiment.load(configs[0])
+
+    def weights_of(config):
+        model = experiment.build(config, dataset)
+        return [array.tolist() for array in model.get_weights()]
+
+    def draw():
+        while not stop.is_set():
+            random.random()
+
+    expected = [weights_of(config) for config in configs]
+    stop = threading.Event()
+    noise = threading.Thread(target=draw)
+    noise.start()
+    try:
+        with concurrent.futures.ThreadPoolExecutor(3) as pool:
+            assert list(pool.map(weights_of, configs)) == expected
+    finally:
+        stop.set()
+        noise.join()
+
+
 class _Counter:
     def __init__(self, count=0):
         self.count = count
@@ -381,6 +410,12 @@ class _Other(_Counter):
     pass
 
 
+class _Prefixed(_Counter):
+    def __init__(self, prefix, count=0):
+        super().__init__(count)
+        self.prefix = prefix
+
+
 def test_states_go_to_the_callbacks_that_they_came_from(tmp_path):
     model = _Network().model
     saved = [_Counter(1), _Other(2), _Counter(3)]
@@ -388,6 +423,11 @@ def test_states_go_to_the_callbacks_that_they_came_from(tmp_path):
     fresh = [_Other(), _Counter(), _Counter()]
     assert Checkpoints(tmp_path, model, fresh).restore() == 1
     assert [callback.count for callback in fresh] == [2, 1, 3]
+    saved = [_Prefixed("test_", 4), _Prefixed("", 5)]
+    Checkpoints(tmp_path / "prefixed", model, saved).save(1)
+    turned = [_Prefixed(""), _Prefixed("test_")]
+    Checkpoints(tmp_path / "prefixed", model, turned).restore()
+    assert [callback.count for callback in turned] == [5, 4]
     with pytest.raises(
         CheckpointError, match="_Counter, _Other, _Counter 2, and this run has _Other"
     ):

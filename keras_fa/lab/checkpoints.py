@@ -32,8 +32,8 @@ class Checkpoints:
         model: A built and compiled Keras model whose optimizer is built.
         callbacks: Callbacks whose state belongs to the run: objects with `get_state()`,
             which returns something that JSON can hold, and `set_state(state)`. Their
-            classes' names tell them apart, and their order those of one class. None:
-            only model and optimizer are restored.
+            classes' names and their `prefix` tell them apart, and the order those that
+            have both in common. None: only model and optimizer are restored.
         run: What tells whether a checkpoint is of this run, the same way: its
             `set_state` refuses another's by raising.
         keep: How many checkpoints to keep. The one before the newest is there for the
@@ -46,7 +46,8 @@ class Checkpoints:
         self._run = run
         self._callbacks = {}
         for callback in callbacks or ():
-            name, count = type(callback).__name__, 1
+            prefix = getattr(callback, "prefix", "")
+            name, count = f"{type(callback).__name__} {prefix}".strip(), 1
             while (key := f"{name} {count}" if count > 1 else name) in self._callbacks:
                 count += 1
             self._callbacks[key] = callback
