@@ -132,7 +132,10 @@ class WeightAlignment(_Instrument):
     - `alignment/<layer>`: `cos(W, B)`, definition 4.1 of Robertson and Koyejo (2024);
     - `alignment_bound/<layer>`: what theory guarantees of it, where it guarantees
       anything: see `keras_fa.analysis.weight_alignment_bounds`;
-    - with `terms`, `norm/<layer>` and `inner/<layer>`: |W| and <W, B>;
+    - with `degrees`, `angle/<layer>`: the angle itself;
+    - with `terms`, `norm/<layer>` and `inner/<layer>`: |W| and <W, B>; where a rule
+      learns B or moves it also `feedback_norm/<layer>` and `distance/<layer>`: |B| and
+      |W - B|;
     - `smallest/<layer>`, for a layer with one output: the smallest weight, which lemma
       5.4 keeps positive where its conditions are met.
 
@@ -142,15 +145,24 @@ class WeightAlignment(_Instrument):
         terms: Whether to log norms and inner products too.
         prefix: What to put before each key.
         quiet: Whether to stay out of the line that `fit` prints.
+        degrees: Whether to log the angles in degrees too.
 
     Raises:
         ValueError: If `every`, `unit` or `prefix` is not one of these, or, in training,
             if another callback writes the same keys.
     """
 
-    def __init__(self, every=1, unit="epoch", terms=False, prefix="", quiet=False):
+    def __init__(
+        self,
+        every=1,
+        unit="epoch",
+        terms=False,
+        prefix="",
+        quiet=False,
+        degrees=False,
+    ):
         super().__init__(every, unit, prefix, quiet)
-        self.terms = terms
+        self.terms, self.degrees = terms, degrees
 
     def _forget(self):
         super()._forget()
@@ -163,11 +175,17 @@ class WeightAlignment(_Instrument):
 
     def _measure(self):
         logs = {}
+        distances = analysis.feedback_distances(self.model) if self.terms else {}
         for layer, terms in analysis.alignment_terms(self.model).items():
             logs[f"alignment/{layer}"] = terms.cosine
+            if self.degrees:
+                logs[f"angle/{layer}"] = terms.degrees
             if self.terms:
                 logs[f"norm/{layer}"] = terms.true_norm
                 logs[f"inner/{layer}"] = terms.inner_product
+            if layer in distances:
+                logs[f"feedback_norm/{layer}"] = terms.feedback_norm
+                logs[f"distance/{layer}"] = distances[layer]
         logs |= {f"alignment_bound/{k}": v for k, v in self._bounds.items()}
         smallest = analysis.smallest_weights(self.model)
         return logs | {f"smallest/{k}": v for k, v in smallest.items()}

@@ -69,6 +69,27 @@ def test_keys_and_values_reach_the_history():
     assert history["drift/dense_1"][-1] > 0
 
 
+def test_where_b_learns_its_norm_and_distance_are_logged_and_angles_on_request():
+    instrument = callbacks.WeightAlignment(terms=True, degrees=True)
+    model = compiled("kolen_pollack")
+    history = fit(model, [instrument])
+    w, b = (
+        np.asarray(values, "float64")
+        for values in (model.layers[-1].kernel, model.layers[-1].feedback)
+    )
+    cosine = np.sum(w * b) / np.linalg.norm(w) / np.linalg.norm(b)
+    for key, value in {
+        "angle/dense_2": np.degrees(np.arccos(cosine)),
+        "feedback_norm/dense_2": np.linalg.norm(b),
+        "distance/dense_2": np.linalg.norm(w - b),
+    }.items():
+        assert history[key][-1] == pytest.approx(value, rel=1e-9), key
+    # Without decay the two keep the distance that they had.
+    assert history["distance/dense_2"][0] == pytest.approx(np.linalg.norm(w - b), 1e-6)
+    fixed = fit(compiled("fa"), [callbacks.WeightAlignment(terms=True)])
+    assert not {"angle/dense_2", "distance/dense_2"} & fixed.keys()
+
+
 def test_sign_fa_logs_its_bound():
     history = fit(compiled("sign_fa"), [callbacks.WeightAlignment()])
     assert history["alignment_bound/dense_1"] == [pytest.approx(48**-0.5)] * 4

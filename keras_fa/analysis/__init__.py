@@ -2,6 +2,7 @@
 
 from keras_fa.analysis._alignment import (
     alignment_terms,
+    feedback_distances,
     smallest_weights,
     weight_alignment,
     weight_alignment_bounds,
@@ -24,6 +25,7 @@ __all__ = [
     "conserved_groups",
     "drift",
     "error_alignment",
+    "feedback_distances",
     "gradient_alignment",
     "loss_bound",
     "minimum_norm_distance",

@@ -34,6 +34,11 @@ class Alignment:
         norms = self.true_norm * self.feedback_norm
         return self.inner_product / norms if norms > 0 else math.nan
 
+    @property
+    def degrees(self):
+        """The angle, from 0 to 180 degrees; nan where there is none."""
+        return math.degrees(math.acos(max(-1.0, min(1.0, self.cosine))))
+
     def __repr__(self):
         return (
             f"Alignment(cosine={self.cosine:.4g}, true_norm={self.true_norm:.4g}, "
@@ -82,6 +87,31 @@ def weight_alignment(model):
         ValueError: As `alignment_terms` does.
     """
     return {name: terms.cosine for name, terms in alignment_terms(model).items()}
+
+
+def feedback_distances(model):
+    """|W - B| of every layer whose rule learns B or moves it.
+
+    A cosine of W with a B that learns tends to 1 and hides its scale. Under
+    Kolen-Pollack's rule this distance is what only decay changes: see
+    `keras_fa.rules.KolenPollack`.
+
+    Args:
+        model: A built Keras model.
+
+    Returns:
+        `{key: float}`, keys as in `alignment_terms`, computed in float64.
+
+    Raises:
+        ValueError: As `alignment_terms` does.
+    """
+    return {
+        key: float(
+            np.linalg.norm(_array(kernel) - _array(layer.backward_kernel(index)))
+        )
+        for key, layer, index, kernel in _maps(model)
+        if layer.rule.learns or layer.rule.advances
+    }
 
 
 def smallest_weights(model):
