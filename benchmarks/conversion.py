@@ -4,9 +4,10 @@ r"""Converts networks that are not ours, and says what came of it.
     python benchmarks/conversion.py --only=VGG16 --only=hub.Bert
 
 The networks are those of keras.applications, at their smallest input and without
-weights, and, where the extra `hub` is installed, small backbones of keras-hub. Each is
-built in a process of its own, converted under two rules, compared with the original on
-random inputs (largest difference of the outputs) and trained for one step.
+weights, and, where keras-hub is installed beside us (`pip install keras-hub`), small
+backbones of its models. Each is built in a process of its own, converted under two
+rules, compared with the original on random inputs (largest difference of the outputs)
+and trained for one step.
 
 Columns: network; rule; parameters; maps, layers under the rule; left_out, layers with
 weights that may be linear maps and are not under it; difference; loss of the step;

@@ -28,7 +28,6 @@ from keras_fa import (
     callbacks,
     distribution,
     experiment,
-    layers,
     models,
     optimizers,
 )
@@ -114,7 +113,8 @@ class Workload:
     """A network and a batch.
 
     Attributes:
-        network: "mlp", "lenet" or "resnet18".
+        network: "mlp", "lenet" or "resnet18"; or a stock network that is converted,
+            one of `_CONVERTED`.
         input_shape: Shape of one example.
         batch: Examples a step.
     """
@@ -126,15 +126,16 @@ class Workload:
     def make(self, rule):
         """The compiled network; "stock" for one of Keras's own layers."""
         keras.utils.set_random_seed(0)
-        own = "backprop" if rule == "stock" else rule
-        if self.network == "mlp":
-            model = models.mlp(self.input_shape, (1000,), 10, rule=own)
-        elif self.network == "lenet":
-            model = models.lenet(self.input_shape, 10, rule=own)
+        if self.network in _CONVERTED:
+            model = _CONVERTED[self.network](self.input_shape)
+            if rule != "stock":
+                model, _ = models.convert(model, rule, in_place=True)
         else:
-            model = models.resnet18(self.input_shape, 10, rule=own)
-        if rule == "stock":
-            model = _stock(model)
+            own = "backprop" if rule == "stock" else rule
+            arguments = {"hidden_units": 1000} if self.network == "mlp" else {}
+            model = models.network(self.network, self.input_shape, 10, own, **arguments)
+            if rule == "stock":
+                model = models.to_stock(model)
         model.compile(
             optimizers.TorchSGD(0.01, 0.9),
             keras.losses.SparseCategoricalCrossentropy(from_logits=True),
@@ -155,24 +156,45 @@ WORKLOADS = {
     "lenet128": Workload("lenet", (32, 32, 3), 128),
     "lenet1024": Workload("lenet", (32, 32, 3), 1024),
     "resnet18": Workload("resnet18", (64, 64, 3), 32),
+    "mobilenet64": Workload("mobilenetv2", (64, 64, 3), 32),
+    "vit": Workload("vit", (64, 64, 3), 32),
+    "lstm": Workload("lstm", (50, 64), 64),
 }
 
-_STOCK = {
-    layers.FeedbackDense: keras.layers.Dense,
-    layers.FeedbackConv2D: keras.layers.Conv2D,
-}
+
+def _mobilenet(input_shape):
+    return keras.applications.MobileNetV2(
+        weights=None, input_shape=input_shape, classes=10, classifier_activation=None
+    )
 
 
-def _stock(model):
-    def copy(layer):
-        stock = _STOCK.get(type(layer))
-        if stock is None:
-            return type(layer).from_config(layer.get_config())
-        config = layer.get_config()
-        del config["rule"]
-        return stock.from_config(config)
+def _vit(input_shape, width=64, patch=8, blocks=3, heads=4):
+    inputs = keras.Input(input_shape)
+    x = keras.layers.Conv2D(width, patch, patch)(inputs)
+    x = keras.layers.Reshape((-1, width))(x)
+    for _ in range(blocks):
+        y = keras.layers.LayerNormalization()(x)
+        x = x + keras.layers.MultiHeadAttention(heads, width // heads)(y, y)
+        y = keras.layers.LayerNormalization()(x)
+        y = keras.layers.Dense(2 * width, activation="gelu")(y)
+        x = x + keras.layers.Dense(width)(y)
+    x = keras.layers.GlobalAveragePooling1D()(keras.layers.LayerNormalization()(x))
+    return keras.Model(inputs, keras.layers.Dense(10)(x))
 
-    return keras.models.clone_model(model, clone_function=copy)
+
+def _lstm(input_shape, units=128):
+    return keras.Sequential(
+        [
+            keras.Input(input_shape),
+            keras.layers.LSTM(units, return_sequences=True),
+            keras.layers.LSTM(units),
+            keras.layers.Dense(10),
+        ]
+    )
+
+
+# Stock networks, which are converted.
+_CONVERTED = {"mobilenetv2": _mobilenet, "vit": _vit, "lstm": _lstm}
 
 
 def operations(model, batch):
@@ -323,7 +345,8 @@ def steps(name, rules, jit, rounds, peer=None, on_round=None):
 
     Returns:
         Rows as of `summarise`; those of steps also have `workload`, `rule`, `jit` and
-        `attained`, the fraction of the matrix product's rate. Ratios are to the stock
+        `attained`, the fraction of the matrix product's rate, where the products of
+        the network can be counted. Ratios are to the stock
         step of the same kind, those of ours to the peer under `to_peer`.
     """
     workload = WORKLOADS[name]
@@ -338,7 +361,9 @@ def steps(name, rules, jit, rounds, peer=None, on_round=None):
             labels[label] = {"rule": rule, "jit": compiled}
             if rule != "stock" and "stock" in rules:
                 against[label] = "stock, XLA" if compiled else "stock"
-    count = operations(model, workload.batch)
+    count = None
+    if workload.network not in _CONVERTED:
+        count = operations(model, workload.batch)
     if peer is not None:
         for rule in rules:
             if rule in peer.versions["rules"]:
@@ -355,7 +380,8 @@ def steps(name, rules, jit, rounds, peer=None, on_round=None):
             continue
         label = labels[row["what"]]
         row |= label
-        row["attained"] = count / (row["median_ms"] / 1000) / rate
+        if count is not None:
+            row["attained"] = count / (row["median_ms"] / 1000) / rate
         same = f"peer {label['rule']}"
         if same in theirs and row["what"] != same:
             pairs = zip(seconds[row["what"]], seconds[same], strict=True)

@@ -4,6 +4,7 @@ Examples:
     keras-fa benchmark
     keras-fa benchmark --what=steps --workloads=lenet128 --jit=off,on \
         --peer=biotorch --peer_python=benchmarks/.venv/bin/python
+    keras-fa benchmark --what=steps --what=memory --workloads=mobilenet64,vit,lstm
     keras-fa benchmark --what=mirrored
     keras-fa launch --workers=2 -- keras-fa benchmark --what=multi_worker
 
@@ -54,6 +55,7 @@ _KINDS = (
     *("instruments", "mirrored", "multi_worker"),
 )
 _NETWORKS = ("mlp", "lenet128", "lenet1024", "resnet18")
+_CONVERTED = ("mobilenet64", "vit", "lstm")
 _RULES = ("stock", "backprop", "fa", "ada_fa", "sign_fa")
 
 _WHAT = flags.DEFINE_multi_enum(
@@ -63,7 +65,10 @@ _WHAT = flags.DEFINE_multi_enum(
     "What to measure; may be given several times. See above.",
 )
 _WORKLOADS = flags.DEFINE_list(
-    "workloads", list(_NETWORKS), f"For steps and memory, of {', '.join(_NETWORKS)}."
+    "workloads",
+    list(_NETWORKS),
+    f"For steps and memory, of {', '.join(_NETWORKS)}, and of {', '.join(_CONVERTED)}, "
+    "which are converted from stock Keras.",
 )
 _FEEDBACK = flags.DEFINE_list(
     "rules",
@@ -107,7 +112,7 @@ _MEMORY_OF = flags.DEFINE_list(
 def main():
     """Measures what the flags say, and prints the tables."""
     for given, known in (
-        (_WORKLOADS, _NETWORKS),
+        (_WORKLOADS, (*_NETWORKS, *_CONVERTED)),
         (_FEEDBACK, _RULES),
         (_JIT, ("off", "on")),
     ):

@@ -67,7 +67,7 @@ def test_operations_of_a_step(name, expected):
     assert measure.operations(workload.make("fa"), workload.batch) == expected
 
 
-@pytest.mark.parametrize("name", ["mlp", "lenet128", "resnet18"])
+@pytest.mark.parametrize("name", ["mlp", "lenet128", "resnet18", "vit", "lstm"])
 def test_stock_is_keras_alone_of_the_same_shapes(name):
     stock = measure.WORKLOADS[name].make("stock")
     ours = measure.WORKLOADS[name].make("backprop")
