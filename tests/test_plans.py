@@ -222,6 +222,17 @@ def test_another_model_keeps_the_arguments_that_it_takes():
         plans.override(config, {"model.name": "lenett"})
 
 
+def test_an_argument_of_a_named_thing_is_a_field_too():
+    config = configuration.default_config()
+    for field, text in (("rule", "sign_fa"), ("rule.scale", "0.5")):
+        plans.set_field(config, field, plans.read_value(config, field, text))
+    configuration.check(config)
+    assert config.rule == {"name": "sign_fa", "scale": 0.5}
+    plans.set_field(config, "rule", {"conv*": "sign_fa", "*": "fa"})
+    with pytest.raises(ValueError, match="a table of rules by layer: set the whole"):
+        plans.set_field(config, "rule.scale", 0.5)
+
+
 def test_every_packaged_plan_can_be_read():
     for name in plans.names("grid"):
         assert plans.read_plan("grid", name)["axes"]

@@ -13,6 +13,7 @@ import time
 
 import keras_tuner
 import numpy as np
+import pandas as pd
 import pytest
 
 from keras_fa import datasets, tuning
@@ -21,6 +22,7 @@ from keras_fa.lab import run_folder
 
 ROOT = pathlib.Path(__file__).parents[1]
 RATE = {"optimizer.learning_rate": {"min": 1e-3, "max": 1e-1, "log": True}}
+RULES = {"rule": {"choices": ["fa", "sign_fa", "pfa"]}}
 
 
 def base(**changes):
@@ -54,6 +56,16 @@ def base(**changes):
         ({"optimizer.momentum": {"min": 0, "max": math.inf}}, "must be finite"),
         ({"epochs": {"choices": [3, "many"]}}, "config.epochs takes int"),
         ({"epochs": {"choices": [3, 0]}}, "config.epochs must be at least 1"),
+        (
+            {"rule.scale": {"choices": [1.0], "when": {"rule": ["sign_fa"]}}},
+            "hangs on 'rule', which must stand before it",
+        ),
+        ({**RULES, "rule.scale": {"choices": [1.0], "when": {"rule": ["fe"]}}}, "'fe'"),
+        ({**RULES, "rule.scale": {"choices": [1.0]}}, "has no argument 'scale'"),
+        (
+            {**RULES, "rule.scal": {"choices": [1.0], "when": {"rule": ["sign_fa"]}}},
+            'has no argument .scal.. Did you mean "scale"',
+        ),
     ],
 )
 def test_a_space_that_cannot_be_searched_is_refused(tmp_path, space, match):
@@ -86,6 +98,35 @@ def test_chosen_values_reach_the_configuration_as_what_they_are():
     assert isinstance(parameters.get("dataset.label_noise"), float)
     assert changed.model.hidden_units == (8, 4)
     assert config.optimizer.learning_rate != 0.05 and config.batch_size == 50
+
+
+def test_what_belongs_to_one_rule_is_searched_under_that_rule(tmp_path):
+    space = {
+        **RULES,
+        "rule.scale": {"min": 0.1, "max": 1.0, "when": {"rule": ["sign_fa"]}},
+        "rule.expansion": {"choices": [1, 2], "when": {"rule": ["pfa"]}},
+    }
+    search = tuning.Search(base(epochs=1), space, tmp_path / "search", trials=6)
+    search.run()
+    table = search.table()
+    assert set(table["status"]) == {"finished"}
+    # Seed 0 draws each of them.
+    assert set(table["rule"]) == {"fa", "sign_fa", "pfa"}
+    for row in table.to_dict("records"):
+        rule = run_folder.read_config(tmp_path / "search" / "trials" / row["trial"])[
+            "rule"
+        ]
+        expected = {"name": row["rule"]}
+        if row["rule"] == "sign_fa":
+            expected["scale"] = row["rule.scale"]
+        elif row["rule"] == "pfa":
+            expected["expansion"] = int(row["rule.expansion"])
+        assert rule == (expected if len(expected) > 1 else row["rule"])
+        assert pd.isna(row["rule.scale"]) == (row["rule"] != "sign_fa")
+    search.write_hparams(tmp_path / "hparams")
+    again = tuning.Search(base(epochs=1), space, tmp_path / "search", trials=6)
+    again.run()
+    pd.testing.assert_frame_equal(again.table(), table)
 
 
 def test_any_tuner_takes_the_hypermodel(tmp_path):

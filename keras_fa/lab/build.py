@@ -47,7 +47,7 @@ def build(config, dataset):
     # Keras draws the seeds of layers and initializers from Python's `random`, which
     # other threads of the process may use as well.
     with _keras.seeded(model_seed):
-        model = _network(config, dataset, _rule(config, feedback_seed))
+        model = _network(config, dataset, rule_of(config, feedback_seed))
     steps_per_period = dataset.steps_per_epoch * config.log_every
     single_steps = config.instruments.ledger
     # Half-precision models have their loss in float32.
@@ -207,7 +207,16 @@ def _seeds(seed):
     return [int(s >> 1) for s in np.random.SeedSequence([seed, 1]).generate_state(2)]
 
 
-def _rule(config, seed):
+def rule_of(config, seed=0):
+    """The rule of a configuration, or a table of rules by layer.
+
+    Args:
+        config: As for `run`.
+        seed: Of what the rule draws.
+
+    Raises:
+        ValueError: If it is unknown, or an argument does not fit it.
+    """
     with _field("config.rule"):
         name, arguments = named(config.rule)
         if name != BY_LAYER:

@@ -13,7 +13,7 @@ import traceback
 from ml_collections import ConfigDict
 
 from keras_fa import models
-from keras_fa.lab.config import set_value
+from keras_fa.lab.config import BY_LAYER, NAMED, named, set_value
 from keras_fa.registry import did_you_mean
 
 # Where the files of each kind are below a folder of configurations, and their function.
@@ -217,13 +217,25 @@ def set_field(config, field, value):
 
     Args:
         config: `ConfigDict`, which changes.
-        field: The field's path, such as "optimizer.learning_rate".
+        field: The field's path, such as "optimizer.learning_rate", or an argument of a
+            named thing, such as "rule.scale".
         value: Its value.
 
     Raises:
         ValueError: If there is no such section (with the nearest one), or the value is
             of another kind than the field's.
     """
+    head, _, argument = field.partition(".")
+    if head in NAMED and argument:
+        name, arguments = named(config[head])
+        if name == BY_LAYER:
+            raise ValueError(
+                f"config.{head} is a table of rules by layer: set the whole of it. "
+                f"Received: {field}={value!r}."
+            )
+        with config.unlocked():
+            set_value(config, head, {"name": name, **arguments, argument: value})
+        return
     section, last = _section(config, field)
     kind = section.get_type(last) if last in section else type(value)
     try:
@@ -248,6 +260,9 @@ def kind_of(config, field):
     Raises:
         ValueError: If there is no such section.
     """
+    head, _, argument = field.partition(".")
+    if head in NAMED and argument:
+        return None
     section, last = _section(config, field)
     kind = section.get_type(last) if last in section else None
     return None if kind in (object, type(None)) else kind

@@ -23,14 +23,14 @@ import ml_collections
 from keras_fa import datasets
 from keras_fa.lab import config as configuration
 from keras_fa.lab import plans, run_folder
-from keras_fa.lab.build import build, load, measures_of
+from keras_fa.lab.build import build, load, measures_of, rule_of
 from keras_fa.lab.progress import duration
 from keras_fa.lab.run import run
 from keras_fa.registry import did_you_mean
 
 ALGORITHMS = ("random", "hyperband", "bayesian")
 
-_FLOAT, _CHOICES = {"min", "max", "log"}, {"choices"}
+_FLOAT, _CHOICES, _WHEN = {"min", "max", "log"}, {"choices"}, "when"
 
 
 def check_space(config, space):
@@ -40,6 +40,9 @@ def check_space(config, space):
         config: The configuration that the search changes.
         space: `{field: {"min": number, "max": number, "log": bool}}` for a number, the
             field's type deciding whether it is whole, or `{field: {"choices": list}}`.
+            With `"when": {"rule": ["sign_fa"]}` a field is searched where one before it
+            has one of these values, and stays as it is elsewhere: what belongs to some
+            rules only, "rule.scale" say.
 
     Raises:
         ValueError: If a field is unknown, its range is none, or it cannot take a value
@@ -49,13 +52,18 @@ def check_space(config, space):
         raise ValueError("The search space is empty: name at least one field.")
     config = ml_collections.ConfigDict(config)
     known = run_folder.flatten(config.to_dict())
-    for field, values in space.items():
-        if field not in known:
+    before = {}
+    for field, given in space.items():
+        head, _, argument = field.partition(".")
+        if field not in known and not (head in configuration.NAMED and argument):
             close = difflib.get_close_matches(field, list(known), n=1)
             hint = f" Did you mean {close[0]!r}?" if close else ""
             raise ValueError(f"The search space has an unknown field {field!r}.{hint}")
+        _check_when(field, given.get(_WHEN, {}), before)
+        before[field] = values = {k: v for k, v in given.items() if k != _WHEN}
+        bases = _where(config, given.get(_WHEN, {}))
         if values.keys() == _CHOICES and values["choices"]:
-            _try(config, field, values["choices"])
+            _try(bases, field, values["choices"])
             continue
         if not {"min", "max"} <= values.keys() <= _FLOAT:
             raise ValueError(
@@ -70,10 +78,12 @@ def check_space(config, space):
             )
         whole = all(isinstance(v, int) and not isinstance(v, bool) for v in (low, high))
         kind = plans.kind_of(config, field)
+        if field not in known and not whole:
+            kind = float
         if kind is not float and not (whole and kind in (int, None)):
             raise ValueError(
-                f"{field!r} cannot be drawn from a range: it is {known[field]!r} in "
-                'the configuration. Name its values: {"choices": [...]}. Received: '
+                f"{field!r} cannot be drawn from a range: it is {known.get(field)!r} "
+                'in the configuration. Name its values: {"choices": [...]}. Received: '
                 f"{values}."
             )
         if not -math.inf < low < math.inf or not -math.inf < high < math.inf:
@@ -86,15 +96,48 @@ def check_space(config, space):
                 f"logarithmic. Received: {values}."
             )
         # The upper end of what is not whole is not drawn.
-        _try(config, field, [low, (low + high) / 2 if kind is float else high])
+        _try(bases, field, [low, (low + high) / 2 if kind is float else high])
 
 
-def _try(config, field, values):
+def _check_when(field, when, before):
+    """Refuses a condition on what is not chosen before the field."""
+    for other, wanted in when.items():
+        choices = before.get(other, {}).get("choices")
+        if choices is None:
+            raise ValueError(
+                f"The field {field!r} hangs on {other!r}, which must stand before it "
+                f'in the search space with its values: {{"choices": [...]}}. Received: '
+                f"{_WHEN}={when!r}."
+            )
+        unknown = [value for value in wanted if value not in choices]
+        if unknown or not wanted:
+            raise ValueError(
+                f"The field {field!r} hangs on values of {other!r} that are not "
+                f"searched: {unknown}. Known: {choices}."
+            )
+
+
+def _where(config, when):
+    """Configurations in which a condition holds, a list."""
+    found = [config]
+    for field, wanted in when.items():
+        found = [_with(base, field, value) for base in found for value in wanted]
+    return found
+
+
+def _with(config, field, value):
+    changed = config.copy_and_resolve_references()
+    plans.set_field(changed, field, value)
+    return changed
+
+
+def _try(bases, field, values):
     """Refuses values that a field cannot take."""
-    for value in values:
-        changed = config.copy_and_resolve_references()
-        plans.set_field(changed, field, value)
-        configuration.check(changed)
+    for base in bases:
+        for value in values:
+            changed = _with(base, field, value)
+            configuration.check(changed)
+            rule_of(changed)
 
 
 def configure(config, space, parameters):
@@ -111,12 +154,25 @@ def configure(config, space, parameters):
     """
     config = ml_collections.ConfigDict(config)
     changed = config.copy_and_resolve_references()
+    chosen = {}
     for field, values in space.items():
+        when = values.get(_WHEN, {})
         # Of what is None now, a resolved copy does not know the kind any more.
         kind = plans.kind_of(config, field)
-        value = _declare(parameters, field, values, kind)
-        plans.set_field(changed, field, value)
+        with contextlib.ExitStack() as conditions:
+            for other, wanted in when.items():
+                conditions.enter_context(
+                    parameters.conditional_scope(other, [str(v) for v in wanted])
+                )
+            value = _declare(parameters, field, values, kind)
+        if all(chosen.get(other, _NOTHING) in wanted for other, wanted in when.items()):
+            chosen[field] = value
+            plans.set_field(changed, field, value)
     return changed
+
+
+# No value of a field.
+_NOTHING = object()
 
 
 def _declare(parameters, field, values, kind):
@@ -124,7 +180,9 @@ def _declare(parameters, field, values, kind):
     if "choices" in values:
         # keras-tuner's choices are numbers, strings and booleans; None is none of them.
         names = [str(choice) for choice in values["choices"]]
-        return values["choices"][names.index(parameters.Choice(field, names))]
+        chosen = parameters.Choice(field, names)
+        # None where the condition of the field does not hold.
+        return None if chosen is None else values["choices"][names.index(chosen)]
     low, high = values["min"], values["max"]
     sampling = "log" if values.get("log") else "linear"
     if isinstance(low, int) and isinstance(high, int) and kind is not float:
@@ -361,7 +419,8 @@ class Search:
                 for choice in given.get("choices", ()):
                     if json.loads(run_folder.to_json(choice)) == found:
                         found = str(choice)
-                values[field] = found
+                if found is not None or field in values:
+                    values[field] = found
             # What is no choice of the space is refused as what it is.
             with contextlib.suppress(ValueError):
                 config = self._configured(trial)
@@ -529,12 +588,14 @@ class Search:
             folder: What `tensorboard --logdir` is to be given; what was there before
                 goes.
         """
+        import pandas as pd
         import tensorflow as tf
         from tensorboard.plugins.hparams import api
 
         shutil.rmtree(folder, ignore_errors=True)
         for row in self.table().to_dict("records"):
             values = {field: row[field] for field in self.space}
+            values = {k: v for k, v in values.items() if not pd.isna(v)}
             with tf.summary.create_file_writer(f"{folder}/{row['trial']}").as_default():
                 api.hparams(values, trial_id=row["trial"])
                 if math.isfinite(row[self.objective]):
