@@ -1,0 +1,1 @@
+"""Campaigns of injected faults, in their long form: `python -m tests.faults --help`."""
