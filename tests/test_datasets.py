@@ -188,6 +188,24 @@ def test_tiny_imagenet_from_an_archive(tmp_path, capfd):
     (manual / "tiny-imagenet-200.zip").unlink()
     again = datasets.load("tiny_imagenet", data_dir=data_dir, classes=[0, 2])
     assert again.class_names == ("goldfish, Carassius auratus", "crane")
+    # A damaged record, a file that lost its end, a description that is none.
+    prepared = data_dir / "tiny_imagenet" / "1.0.0"
+    record = next(prepared.glob("*train.tfrecord*"))
+    whole = record.read_bytes()
+    flipped = bytearray(whole)
+    flipped[len(whole) // 2] ^= 1
+    for file, content in (
+        (record, bytes(flipped)),
+        (record, whole[:-100]),
+        (prepared / "features.json", b"{"),
+    ):
+        kept = file.read_bytes()
+        file.write_bytes(content)
+        sources._read_prepared.cache_clear()
+        with pytest.raises(datasets.DatasetNotFound, match="Delete that fold") as found:
+            datasets.load("tiny_imagenet", data_dir=data_dir)
+        assert str(prepared) in str(found.value)
+        file.write_bytes(kept)
 
 
 def test_tiny_imagenet_is_prepared_where_it_can_be_written(tmp_path, monkeypatch):
@@ -221,7 +239,12 @@ def test_tiny_imagenet_refuses_the_wrong_archive(tmp_path, no_network):
         archive.writestr("readme.txt", "")
     with pytest.raises(datasets.DatasetNotFound, match=r"no wnids\.txt"):
         datasets.load("tiny_imagenet", data_dir=other, manual_dir=two)
-    assert not list((other / "tiny_imagenet").iterdir())
+    # What is no picture is found out before the set counts as prepared.
+    with zipfile.ZipFile(_tiny_archive(two) / "tiny-imagenet-200.zip", "a") as archive:
+        archive.writestr("tiny-imagenet-200/train/n01/images/n01_9.JPEG", b"GIF89a")
+    with pytest.raises(datasets.DatasetNotFound, match=r"n01_9\.JPEG in .* is no JPEG"):
+        datasets.load("tiny_imagenet", data_dir=other, manual_dir=two)
+    assert not list((other / "tiny_imagenet").glob("1*"))
 
 
 def test_tiny_imagenet_found_prepared_by_another_process(tmp_path, monkeypatch):

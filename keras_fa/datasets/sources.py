@@ -123,6 +123,20 @@ def _find_prepared(name: str, folders: list[Path]) -> Path | None:
 
 @functools.lru_cache(maxsize=1)
 def _read_prepared(path: Path) -> RawData:
+    try:
+        return _read(path)
+    except (ImportError, MemoryError):
+        raise
+    # What damaged records, pictures and descriptions raise is no fixed list.
+    except Exception as error:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise DatasetNotFound(
+            f"The data set prepared in {path} cannot be read, a file of it is damaged: "
+            f"{reason[0]} Delete that folder: it is prepared anew, or put back a copy."
+        ) from error
+
+
+def _read(path: Path) -> RawData:
     import tensorflow_datasets as tfds
 
     # Without the builder's code, which may know another version than is prepared.

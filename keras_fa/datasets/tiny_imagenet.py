@@ -16,6 +16,7 @@ import tensorflow_datasets as tfds
 URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
 ARCHIVE = "tiny-imagenet-200.zip"
 _IMAGE_SHAPE = (64, 64, 3)
+_JPEG = b"\xff\xd8\xff"
 
 
 class TinyImagenet(tfds.core.GeneratorBasedBuilder):
@@ -76,8 +77,11 @@ class TinyImagenet(tfds.core.GeneratorBasedBuilder):
             wnids = self.info.features["label"].names
             for path, wnid in list_images(files, _root(files), wnids):
                 # Kept as encoded; reading checks the archive's CRC of the file.
-                image = io.BytesIO(files.read(path))
-                yield path.rsplit("/", 1)[-1], {"image": image, "label": wnid}
+                image = files.read(path)
+                if not image.startswith(_JPEG):
+                    raise ValueError(f"{path} in {archive} is no JPEG picture.")
+                features = {"image": io.BytesIO(image), "label": wnid}
+                yield path.rsplit("/", 1)[-1], features
 
 
 def _find_archive(dl_manager: tfds.download.DownloadManager) -> str:
