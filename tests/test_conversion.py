@@ -74,6 +74,34 @@ class Mixer(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable("tests")
+class Late(layers.Layer):
+    """A layer that makes what it holds when it is built."""
+
+    def build(self, input_shape):
+        self.inner = layers.Dense(input_shape[-1], activation="relu", name="inner")
+        self.inner.build(input_shape)
+
+    def call(self, x):
+        return x + self.inner(x)
+
+
+@keras.saving.register_keras_serializable("tests")
+class BuildsItself(keras.Model):
+    """A model that a file builds without calling any layer of it."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.late, self.head = Late(), layers.Dense(3)
+
+    def build(self, input_shape):
+        self.late.build(input_shape)
+        self.head.build(input_shape)
+
+    def call(self, x, training=None):
+        return self.head(self.late(x))
+
+
+@keras.saving.register_keras_serializable("tests")
 class OwnStep(keras.Model):
     def train_step(self, data):
         return {"own": tf.constant(7.0), **super().train_step(data)}
@@ -149,6 +177,12 @@ def _subclassed():
     return model
 
 
+def _builds_itself():
+    model = BuildsItself()
+    model(np.ones((2, 6), "float32"))
+    return model
+
+
 def _lora():
     model = _sequential(layers.Dense(5, activation="relu"), layers.Dense(3))
     model.layers[0].enable_lora(2)
@@ -188,6 +222,7 @@ NETS = {
     "lambda": _lambda,
     "block": lambda: _sequential(Block(5), layers.Dense(3)),
     "subclassed": _subclassed,
+    "builds_itself": _builds_itself,
     "lora": _lora,
     "mixed": lambda: _sequential(
         layers.Dense(5, dtype="mixed_bfloat16"), layers.Dense(3)
@@ -397,6 +432,18 @@ def test_a_frozen_backbone_stays_frozen_under_a_new_head():
         ["top", "bias"],
     ]
     assert not new.layers[0].trainable
+
+
+def test_layers_that_are_frozen_in_a_layer_stay_frozen():
+    """What is stored with their kernels, too, and what no config says of them."""
+    model = _sequential(Block(5), layers.Dense(2))
+    model.layers[0].mix.trainable = False
+    new, _ = keras_fa.convert(model, "kolen_pollack")
+    back = keras_fa.to_stock(new)
+    assert not new.layers[0].mix.trainable and not back.layers[0].mix.trainable
+    # Of two steps and the head: kernel, bias, B.
+    assert len(new.trainable_variables) == 9
+    assert len(back.trainable_variables) == len(model.trainable_variables) == 6
 
 
 def test_the_head_can_be_popped_after_conversion():

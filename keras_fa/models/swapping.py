@@ -151,13 +151,10 @@ def _container_class(stock):
     if issubclass(stock, (keras.layers.LSTM, keras.layers.GRU)):
         bases.insert(1, PastCuDNN)
     made = type(stock.__name__, tuple(bases), members)
-    register = keras.saving.register_keras_serializable(
+    # Whichever of them a file finds under the name, its config says which it is to be.
+    return keras.saving.register_keras_serializable(
         rules.PACKAGE, FeedbackContainer.__name__
-    )
-    register(made)
-    # Under the name, files shall find the class that asks their config for another.
-    register(FeedbackContainer)
-    return made
+    )(made)
 
 
 def _apply(layer, awaited):
