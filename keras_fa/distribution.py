@@ -274,9 +274,10 @@ def prepare(model):
 
     For a model on one replica nothing changes. On several,
 
-    - a batch that is shared out unevenly counts each example once: the loss of a
-      replica with n of N examples is weighed with n R / N, R the number of replicas
-      (losses that are summed over the batch are right as they are);
+    - a batch that is shared out unevenly counts each example once: each loss of
+      `compile` by itself, whose mean over n of N examples counts n / N (masked ones and
+      `mean_with_sample_weight` by their weights), and whose sum counts as it is;
+    - the loss that is logged is that of the whole batch;
     - a replica that gets no example of a last, small batch adds nothing: alone, Keras's
       BatchNorm would divide by zero there and fill the weights with NaN;
     - BatchNorm normalises with the statistics of each replica's own part of the batch,
@@ -295,7 +296,9 @@ def prepare(model):
         The model.
 
     Raises:
-        ValueError: If the model is not compiled.
+        ValueError: If the model is not compiled, or what it adds up over replicas is
+            unknown: a train_step or compute_loss of its own, an activity regularizer,
+            and in training `add_loss` and losses that return one number for a batch.
     """
     if not getattr(model, "compiled", False):
         raise ValueError(
@@ -311,6 +314,7 @@ def prepare(model):
             "on a single device before you trust it.",
             stacklevel=2,
         )
+    _refuse_what_is_unknown(model)
     model._keras_fa_prepared = True
     _weigh_by_examples(model, strategy)
     _build_from_one_replica(model, strategy)
@@ -319,39 +323,119 @@ def prepare(model):
     return model
 
 
+def _refuse_what_is_unknown(model):
+    for method in ("train_step", "compute_loss"):
+        if getattr(type(model), method) is not getattr(keras.Model, method):
+            raise ValueError(
+                f"'{model.name}' has a {method} of its own, of which prepare() cannot "
+                "tell how its losses add up over replicas. Express it as losses, "
+                "loss_weights and sample weights, or train on one replica."
+            )
+    for layer in _keras.layers_of(model):
+        if getattr(layer, "activity_regularizer", None) is not None:
+            _refuse_added_losses(f"'{layer.name}' has an activity regularizer")
+
+
+def _refuse_added_losses(what):
+    raise ValueError(
+        f"{what}: of what it adds to the loss of a replica's part of the batch nobody "
+        "can tell whether it is a sum over the examples or a mean. Make it one of the "
+        "losses given to compile(), or train on one replica."
+    )
+
+
 def _weigh_by_examples(model, strategy):
     """Lets each replica count by its share of the examples of the batch."""
-    summed = getattr(model.loss, "reduction", None) == "sum"
-    train_step, scale_loss = model.train_step, model.optimizer.scale_loss
+    train_step = model.train_step
     # Each replica of this process is traced in a thread of its own.
     replica = threading.local()
 
     def weighed_train_step(data):
-        context = tf.distribute.get_replica_context()
-        size = tf.shape(tree.flatten(data)[0])[0]
-        here = size > 0
-        examples = tf.cast(size, tf.float32)
-        share = examples / context.all_reduce("SUM", examples)
-        if summed:
-            replica.weight = tf.cast(here, tf.float32)
-        else:
-            replica.weight = share * strategy.num_replicas_in_sync
         norms = [layer for layer in _keras.layers_of(model) if _is_local_norm(layer)]
         if not norms:
             return train_step(data)
+        context = tf.distribute.get_replica_context()
+        size = tf.shape(tree.flatten(data)[0])[0]
+        replica.here = here = size > 0
+        examples = tf.cast(size, tf.float32)
+        share = examples / context.all_reduce("SUM", examples)
         # A replica without examples computes on a row of zeros, and forgets it.
         before = [tf.identity(variable) for variable in model.metrics_variables]
-        logs = train_step(tree.map_structure(_at_least_one_row, data))
+        try:
+            logs = train_step(tree.map_structure(_at_least_one_row, data))
+        finally:
+            del replica.here
         for variable, value in zip(model.metrics_variables, before, strict=True):
             variable.assign(tf.where(here, variable, value))
         _share_moving_statistics(norms, context, share)
         return logs
 
-    def weighed_scale_loss(loss):
-        return scale_loss(loss) * tf.cast(replica.weight, loss.dtype)
+    def shared_loss(keras_loss):
+        context = tf.distribute.get_replica_context()
+        if context is None or context.num_replicas_in_sync == 1:
+            return keras_loss()
+        if _keras.added_losses(model):
+            _refuse_added_losses(f"'{model.name}' uses add_loss")
+        if not _keras.losses_are_built(model):
+            keras_loss()
+        _keras.wrap_losses(model, lambda loss: _SharedLoss(loss, replica))
+        loss = keras_loss()
+        # Keras logs the loss of each replica, times their number, by its examples.
+        total = context.all_reduce("SUM", loss) / strategy.num_replicas_in_sync
+        return loss + tf.stop_gradient(total - loss)
 
     model.train_step = weighed_train_step
-    model.optimizer.scale_loss = weighed_scale_loss
+    _keras.replace_compute_loss(model, shared_loss)
+
+
+class _SharedLoss:
+    """A Keras loss of a replica's examples, as its part of the loss of the batch.
+
+    The parts of all replicas add up: a mean of n of N entries counts n / N.
+    """
+
+    def __init__(self, loss, replica):
+        self.name, self._loss, self._replica = loss.name, loss, replica
+
+    def __call__(self, y_true, y_pred, sample_weight=None):
+        loss = self._loss(y_true, y_pred, sample_weight)
+        context = tf.distribute.get_replica_context()
+        if context is None or context.num_replicas_in_sync == 1:
+            return loss
+        # A row of zeros in the place of no examples does not count.
+        here = tf.cast(getattr(self._replica, "here", True), loss.dtype)
+        if self._loss.reduction in ("sum", "none", None):
+            return loss * here
+        entries = self._entries(y_true, y_pred, sample_weight, loss.dtype) * here
+        share = tf.math.divide_no_nan(entries, context.all_reduce("SUM", entries))
+        return loss * share * context.num_replicas_in_sync
+
+    def _entries(self, y_true, y_pred, sample_weight, dtype):
+        """What the mean of these examples was divided by, up to a constant."""
+        values = self._loss.call(
+            *(
+                tree.map_structure(lambda y: tf.cast(y, self._loss.dtype), side)
+                for side in (y_true, y_pred)
+            )
+        )
+        if not values.shape.rank:
+            raise ValueError(
+                f"The loss '{self.name}' returns one number for the examples of a "
+                "replica, and it is unknown how such numbers add up. Return one for "
+                "each example, and let Keras take the mean or sum."
+            )
+        mask = _keras.mask_of(y_pred)
+        weigh = self._loss.reduction == "mean_with_sample_weight"
+        if mask is None and not (weigh and sample_weight is not None):
+            return tf.cast(tf.shape(values)[0], dtype)
+        if mask is None:
+            return tf.cast(tf.reduce_sum(sample_weight), dtype)
+        mask = tf.cast(mask, dtype)
+        if weigh and sample_weight is not None:
+            weights = tf.cast(sample_weight, dtype)
+            mask, weights = _keras.of_one_rank(mask, weights)
+            mask = mask * weights
+        return tf.reduce_sum(mask)
 
 
 def _is_local_norm(layer):

@@ -218,6 +218,110 @@ def test_summed_losses_stay_as_they_are(mirrored):
     np.testing.assert_allclose(*weights, rtol=0, atol=1e-6)
 
 
+def _several_losses():
+    """Three outputs, one masked, with losses of every reduction."""
+    keras.utils.set_random_seed(0)
+    words = keras.Input((4,), dtype="int32")
+    x = keras.layers.Embedding(5, 3, mask_zero=True)(words)
+    dense = keras.layers.Dense(1, name="masked")
+    masked = dense(x)
+    x = keras.layers.GlobalAveragePooling1D()(x)
+    x = keras_fa.layers.FeedbackDense(6, "tanh", kernel_regularizer="l2")(x)
+    outputs = {
+        "summed": keras.layers.Dense(2, name="summed")(x),
+        "weighted": keras.layers.Dense(2, name="weighted")(x),
+        "masked": masked,
+        "masked_weighted": masked,
+    }
+    model = keras.Model(words, outputs)
+    of = keras.losses.MeanSquaredError
+    model.compile(
+        keras.optimizers.SGD(0.1),
+        {
+            "summed": losses.HalfSquaredError(),
+            "weighted": of("mean_with_sample_weight"),
+            "masked": "mse",
+            "masked_weighted": of("mean_with_sample_weight"),
+        },
+        loss_weights={
+            "summed": 0.1,
+            "weighted": 2.0,
+            "masked": 0.5,
+            "masked_weighted": 0.3,
+        },
+        jit_compile=False,
+    )
+    return model
+
+
+def test_each_loss_adds_up_by_its_own_reduction(mirrored):
+    # Batches of 5 give one replica 3 examples; the last, of 1, leaves one without.
+    random = np.random.default_rng(0)
+    x = random.integers(0, 5, (11, 4)).astype("int32")
+    x[:, 0] = 1
+    y = {name: random.normal(size=(11, 2)) for name in ("summed", "weighted")}
+    y |= {n: random.normal(size=(11, 4, 1)) for n in ("masked", "masked_weighted")}
+    # Those of sequences have one for each step, as the mask has.
+    weights = {name: random.uniform(0, 3, part.shape[:-1]) for name, part in y.items()}
+    found = []
+    for scope in (contextlib.nullcontext(), mirrored.scope()):
+        with scope:
+            model = _several_losses()
+        distribution.prepare(model)
+        arguments = {"sample_weight": weights, "batch_size": 5, "verbose": 0}
+        logs = model.fit(x, y, epochs=2, shuffle=False, **arguments).history
+        logs |= model.evaluate(x, y, return_dict=True, **arguments)
+        found.append((model.get_weights(), logs))
+    (reference, logs), (ours, our_logs) = found
+    for mine, other in zip(ours, reference, strict=True):
+        # Measured: 3e-8; 0.02 with the mean of the replicas' means.
+        np.testing.assert_allclose(mine, other, rtol=0, atol=1e-6)
+    assert logs.keys() == our_logs.keys()
+    for key, value in logs.items():
+        assert our_logs[key] == pytest.approx(value, rel=1e-5), key
+
+
+def test_a_summed_loss_is_logged_as_that_of_the_batch(mirrored):
+    x = np.random.default_rng(0).normal(size=(5, 8)).astype("float32")
+    y = np.random.default_rng(1).normal(size=(5, 3)).astype("float32")
+    with mirrored.scope():
+        model = network("mlp", "fa", losses.HalfSquaredError())
+    expected = 0.5 * np.sum((model(x).numpy() - y) ** 2)
+    distribution.prepare(model)
+    (logged,) = model.fit(x, y, batch_size=5, verbose=0).history["loss"]
+    assert logged == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("what", ["train_step", "compute_loss", "activity", "added"])
+def test_losses_of_unknown_sums_are_refused(mirrored, what):
+    class Added(keras.layers.Layer):
+        def call(self, x):
+            self.add_loss(keras.ops.mean(x**2))
+            return x
+
+    with mirrored.scope():
+        base = keras.Model
+        if what in ("train_step", "compute_loss"):
+            base = type("Own", (base,), {what: lambda *args, **kwargs: 0.0})
+        inputs = keras.Input((3,))
+        activity = "l2" if what == "activity" else None
+        outputs = keras.layers.Dense(1, activity_regularizer=activity)(inputs)
+        model = base(inputs, Added()(outputs) if what == "added" else outputs)
+        model.compile("sgd", "mse")
+    x = np.ones((4, 3), "float32")
+    with pytest.raises(ValueError, match=f"{what}|add_loss"):
+        distribution.prepare(model).fit(x, x[:, :1], verbose=0)
+
+
+def test_a_loss_of_one_number_is_refused_on_several_replicas(mirrored):
+    with mirrored.scope():
+        model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
+        model.compile("sgd", lambda y, p: keras.ops.mean((y - p) ** 2))
+    x = np.ones((4, 3), "float32")
+    with pytest.raises(ValueError, match="returns one number"):
+        distribution.prepare(model).fit(x, x[:, :1], verbose=0)
+
+
 def test_one_replica_is_left_alone_and_an_uncompiled_model_refused():
     model = network("mlp", "fa")
     before = model.train_step
