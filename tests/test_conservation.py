@@ -8,7 +8,7 @@ import tensorflow as tf
 from keras import layers, ops
 
 from keras_fa import layers as feedback
-from keras_fa import models, rules
+from keras_fa import losses, models, rules
 from keras_fa.analysis import Ledger, conserved_groups, potentials
 
 # Biases and BatchNorm's scales away from their special initial values.
@@ -845,6 +845,32 @@ def test_a_model_with_a_loss_training_step_or_call_of_its_own():
         conserved_groups(model)
     model = made("predict_step", lambda self, data: data)
     assert conserved_groups(model)[0].conserved
+
+
+def test_a_loss_that_reads_a_kernel_ends_its_laws():
+    model = model_of(
+        lambda x: dense(2, "o")(dense(4, "b", "relu")(dense(5, "a", "relu")(x))), (4,)
+    )
+    plain = keras.losses.MeanSquaredError()
+
+    def penalised(y, outputs):
+        return (y - outputs) ** 2 + ops.sum(model.get_layer("a").kernel ** 2)
+
+    def of_labels(y, outputs):
+        return keras.losses.sparse_categorical_crossentropy(y, outputs)
+
+    def unreadable(y, outputs):
+        raise TypeError("never")
+
+    broken = {
+        penalised: ["the loss 'penalised' uses the kernel of 'a' too", None],
+        unreadable: ["what the loss 'unreadable' reads cannot be followed"] * 2,
+    }
+    lawful = (of_labels, plain, lambda y, p: (y - p) ** 2, losses.HalfSquaredError())
+    for loss in (*lawful, *broken):
+        model.compile("sgd", loss)
+        reasons = [group.reason for group in conserved_groups(model)]
+        assert reasons == broken.get(loss, [None, None])
 
 
 def test_a_layer_that_cannot_be_called_on_symbols_ends_every_law():

@@ -3,6 +3,7 @@
 The law itself, what is conserved and when, is told in `conservation`.
 """
 
+import contextlib
 import dataclasses
 import inspect
 import re
@@ -269,10 +270,31 @@ class _Walk:
                 name = f"the regularizer of '{variable.path}'"
                 read = self._read(name, penalty, ((variable.value,), {}))
                 self._use(read, id(variable), name)
+        for loss in keras.tree.flatten(getattr(model, "loss", None)):
+            if callable(loss) and not _is_kerass(loss):
+                self._note_loss(loss, model)
         for method in ("compute_loss", "train_step"):
             own = getattr(type(model), method) is not getattr(keras.Model, method)
             if own or (method == "compute_loss" and method in vars(model)):
                 self._reasons.append(f"'{model.name}' has a {method} of its own")
+
+    def _note_loss(self, loss, model):
+        """Notes the variables that a loss of the user's reads, besides the outputs."""
+        name = f"the loss '{getattr(loss, '__name__', type(loss).__name__)}'"
+        for outputs in keras.tree.flatten(model.outputs):
+            batch = outputs.shape[:1]
+            # Its targets are of the outputs' shape, or labels.
+            for shape, dtype in (
+                (outputs.shape, outputs.dtype),
+                (batch, "int64"),
+                ((*batch, 1), "int64"),
+            ):
+                targets = keras.KerasTensor(shape, dtype)
+                with contextlib.suppress(Exception):
+                    read = _keras.variables_read(loss, targets, outputs)
+                    self._use(read, id(loss), name)
+                    return
+        self._reasons.append(f"what {name} reads cannot be followed")
 
     def _read(self, name, function, arguments):
         args, kwargs = arguments
@@ -418,6 +440,12 @@ def _is_cut(layer):
         and isinstance(layer.rule, rules.DirectFeedbackAlignment)
         and layer.rule.wired
     )
+
+
+def _is_kerass(loss):
+    """Whether a loss is Keras's or this toolkit's, which read no variables."""
+    of = loss if hasattr(loss, "__module__") else type(loss)
+    return str(of.__module__).partition(".")[0] in ("keras", "keras_fa")
 
 
 def _is_norm(layer):
