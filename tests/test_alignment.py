@@ -855,6 +855,36 @@ def test_error_alignment_through_skips_and_nested_models():
     assert all(terms.cosine == pytest.approx(1, abs=1e-6) for terms in errors.values())
 
 
+def test_error_alignment_of_recurrent_layers_is_that_of_their_outputs():
+    inputs = keras.Input((5, 4))
+    model = keras.Model(
+        inputs, layers.Dense(1, name="out")(layers.LSTM(3, name="lstm")(inputs))
+    )
+    model, _ = models.convert(model, "fa")
+    x, y = np.random.normal(size=(2, 5, 4)).astype("float32"), np.zeros((2, 1))
+    for instrument in (
+        analysis.GradientAlignment(model, "mse"),
+        analysis.GradientAlignment(model, "mse", run_eagerly=True),
+    ):
+        (errors,) = instrument.errors(x, y).values()
+        # With one output: the cosine of its weights.
+        expected = analysis.weight_alignment(model)["out"]
+        assert errors.cosine == pytest.approx(expected, abs=1e-6)
+
+
+def test_error_alignment_under_direct_feedback_and_of_keyword_calls():
+    model = models.mlp((6,), (8, 7), 3, rule="dfa")
+    x, _ = batch((12, 6))
+    errors = analysis.error_alignment(model, x, x[:, :3], "mse")
+    assert set(errors) == {"dense_1", "dense_2"}
+    inputs = keras.Input((6,))
+    hidden = layers.ReLU()(inputs=FeedbackDense(4, name="h")(inputs=inputs))
+    model = keras.Model(inputs, FeedbackDense(1, name="o")(inputs=hidden))
+    errors = analysis.error_alignment(model, x, x[:, :1], "mse")
+    expected = analysis.weight_alignment(model)["o"]
+    assert errors["h"].cosine == pytest.approx(expected, abs=1e-6)
+
+
 def test_a_softmax_layer_after_the_output_layer_is_output_too():
     model = models.mlp((6,), 8, 3)
     model.add(layers.Softmax())

@@ -23,7 +23,7 @@ from keras_fa.analysis._alignment import (
     found_feedback_layers,
     layer_keys,
 )
-from keras_fa.layers import feedback_layers, forward_variables
+from keras_fa.layers import FeedbackMixin, feedback_layers, forward_variables
 
 _ACTIVATIONS = (
     keras.layers.Activation,
@@ -214,14 +214,15 @@ class GradientAlignment:
         with _backpropagation(self.model):
             true = self._error_signals(batch, scale)
         terms = {}
-        for (name, true_signal), (_, signal) in zip(true, feedback, strict=True):
-            if true_signal is None and signal is None:
-                continue
-            pair = _filled(true_signal, signal)
-            if not per_example:
-                pair = [tf.reduce_sum(side, axis=0) for side in pair]
-            # A layer that the model calls more than once has a signal for each call.
-            terms[name] = terms.get(name, 0) + _squares(*pair, scale)
+        # A direct rule's last step stands between the output layer and the outputs.
+        for name in (name for name in true if name in feedback):
+            for pair in zip(true[name], feedback[name], strict=True):
+                if pair[0] is None and pair[1] is None:
+                    continue
+                pair = _filled(*pair)
+                if not per_example:
+                    pair = [tf.reduce_sum(side, axis=0) for side in pair]
+                terms[name] = terms.get(name, 0) + _squares(*pair, scale)
         return tf.zeros(()), terms
 
     def _gradients(self, batch, scale):
@@ -246,7 +247,11 @@ class GradientAlignment:
         outputs = {id(output) for output in keras.tree.flatten(outputs)}
         hidden = [item for key, item in hidden.items() if key not in outputs]
         signals = tape.gradient(objective, [tensor for _, tensor in hidden])
-        return [(name, s) for (name, _), s in zip(hidden, signals, strict=True)]
+        # A layer that the model calls more than once has a signal for each call.
+        named = {}
+        for (name, _), signal in zip(hidden, signals, strict=True):
+            named.setdefault(name, []).append(signal)
+        return named
 
     def _values(self):
         return [tf.convert_to_tensor(v.value) for v in forward_variables(self.model)]
@@ -388,8 +393,9 @@ def error_alignment(
 
     h is the output of a feedback layer after its activation: its own `activation=` or
     the activation layer that takes its output directly. Where another layer takes it,
-    as BatchNorm does, h is the feedback layer's output itself. What the model returns
-    is left out, as no feedback reaches the error there.
+    as BatchNorm does, h is the feedback layer's output itself; of a recurrent layer it
+    is the layer's output, under the key of its cell. What the model returns is left
+    out, as no feedback reaches the error there.
 
     Args:
         model: A built Keras model with feedback layers. Nothing in it changes.
@@ -433,23 +439,35 @@ def _backpropagation(model):
 def _hidden_outputs(model, watch):
     """Fills `{id: (layer's key, h)}` while a pass is traced; see `error_alignment`."""
     hidden, keys = {}, layer_keys(model)
+    everything = _keras.layers_of(model)
+    recurrent = [x for x in everything if isinstance(x, keras.layers.RNN)]
+    cells = {id(x.cell): keys.get(id(x.cell)) for x in recurrent}
+    # What a recurrent layer has outside of its loop is not the cell's.
+    layers = [x for x in feedback_layers(model) if id(x) not in cells]
+    names = {id(x): keys.get(id(x)) for x in layers}
+    for layer in recurrent:
+        if isinstance(layer.cell, FeedbackMixin):
+            names[id(layer)] = cells[id(layer.cell)]
+            layers.append(layer)
+    layers += [x for x in everything if isinstance(x, _ACTIVATIONS)]
 
     def recorded(layer, call):
-        def call_and_record(inputs, *args, **kwargs):
-            outputs = call(inputs, *args, **kwargs)
-            name = keys.get(id(layer))
+        def call_and_record(*args, **kwargs):
+            outputs = call(*args, **kwargs)
+            # With its states behind it, where it returns them.
+            output, *_ = keras.tree.flatten(outputs)
+            name = names.get(id(layer))
             if isinstance(layer, _ACTIVATIONS):
-                name, _ = hidden.pop(id(inputs), (None, None))
+                taken, *_ = (*args, *kwargs.values())
+                name, _ = hidden.pop(id(taken), (None, None))
             if name is not None:
-                watch(outputs)
+                watch(output)
                 # Kept with its tensor, or the id could be given to another one.
-                hidden[id(outputs)] = name, outputs
+                hidden[id(output)] = name, output
             return outputs
 
         return call_and_record
 
-    activations = [x for x in _keras.layers_of(model) if isinstance(x, _ACTIVATIONS)]
-    layers = [*feedback_layers(model), *activations]
     try:
         for layer in layers:
             _keras.replace_call(layer, recorded(layer, layer.call))
