@@ -778,6 +778,18 @@ def test_files_bring_the_model_back(net, tmp_path):
         np.testing.assert_array_equal(layer.backward_kernel(), other.backward_kernel())
 
 
+def test_a_container_that_is_not_built_yet_tells_its_rules():
+    new, _ = keras_fa.convert(_sequential(Late(), layers.Dense(3)), "sign_fa")
+    layer = new.layers[0]
+    config = layer.get_config()
+    again = type(layer).from_config(config)
+    assert not feedback_layers(again)
+    assert again.get_config()["rules"] == config["rules"]
+    again(_inputs(new))
+    (inner,) = feedback_layers(again)
+    assert isinstance(inner.rule, rules.SignFeedbackAlignment)
+
+
 def _names(model):
     return {v.name.rpartition("_")[0] or v.name for v in model.layers}
 
