@@ -274,7 +274,7 @@ def test_each_loss_adds_up_by_its_own_reduction(mirrored):
         found.append((model.get_weights(), logs))
     (reference, logs), (ours, our_logs) = found
     for mine, other in zip(ours, reference, strict=True):
-        # Measured: 3e-8; 0.02 with the mean of the replicas' means.
+        # Measured: 6e-8.
         np.testing.assert_allclose(mine, other, rtol=0, atol=1e-6)
     assert logs.keys() == our_logs.keys()
     for key, value in logs.items():
