@@ -1,5 +1,6 @@
 """Searches: what is tuned, what came of it, and that a kill changes neither."""
 
+import io
 import json
 import math
 import os
@@ -15,6 +16,7 @@ import keras_tuner
 import numpy as np
 import pandas as pd
 import pytest
+import rich.console
 
 from keras_fa import datasets, tuning
 from keras_fa.config import default_config
@@ -513,3 +515,38 @@ def test_a_wrong_space_file_is_named(tmp_path, space):
     assert "lacks objective, space" in lacking.communicate(timeout=300)[0]
     assert missing.returncode == lacking.returncode == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_a_worker_whose_chief_has_gone_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(tuning, "_LOOK", 0.05)
+    monkeypatch.setattr(tuning, "_SILENCE", 0.2)
+    search = tuning.Search(base(), RATE, tmp_path, trials=2)
+    chief = socket.create_server(("127.0.0.1", 0))
+    monkeypatch.setenv("KERASTUNER_ORACLE_IP", "127.0.0.1")
+    monkeypatch.setenv("KERASTUNER_ORACLE_PORT", str(chief.getsockname()[1]))
+    monkeypatch.setenv("KERASTUNER_TUNER_ID", "tuner0")
+
+    def wait():
+        chief.accept()[0].close()
+        chief.close()
+        for _ in range(200):
+            time.sleep(0.1)
+
+    monkeypatch.setattr(search._tuner, "search", wait)
+    with pytest.raises(RuntimeError, match="chief of the search cannot be reached"):
+        search.run()
+
+
+def test_a_chief_says_which_trial_nobody_is_at(searched, tmp_path, monkeypatch):
+    monkeypatch.setattr(tuning, "_LOOK", 0.05)
+    workdir, _ = searched["random"]
+    shutil.copytree(workdir, tmp_path / "search")
+    trial = tmp_path / "search" / "trials" / "1"
+    (trial / "summary.json").unlink()
+    os.utime(trial / "metrics.jsonl", (time.time() - 95, time.time() - 95))
+    search = tuning.Search(base(), RATE, tmp_path / "search", trials=3)
+    monkeypatch.setattr(tuning, "read_role", lambda: "chief")
+    monkeypatch.setattr(search._tuner, "search", lambda: time.sleep(0.5))
+    output = io.StringIO()
+    search.run(rich.console.Console(file=output, width=300))
+    assert output.getvalue().count("Trial 1 has logged nothing for 1 min 35 s") == 1

@@ -4,6 +4,7 @@ A trial of `Search` is a run folder, so that it shows, stops and resumes like an
 Whoever has a tuner of their own takes `hypermodel`.
 """
 
+import _thread
 import contextlib
 import difflib
 import json
@@ -12,7 +13,10 @@ import numbers
 import os
 import pathlib
 import shutil
+import socket
 import statistics
+import threading
+import time
 import traceback
 import warnings
 
@@ -500,14 +504,51 @@ class Search:
                 Whatever would fail every trial. What fails one trial, a loss that is no
                 number above all, is recorded and does not stop the search.
             ValueError: If the runs do not log the objective.
+            RuntimeError: On a worker, if the chief has gone.
         """
         self._console = console
         self._check_objective()
+        role, over = read_role(), threading.Event()
+        gone = threading.Event()
+        if role == "worker":
+            watch = threading.Thread(target=_watch_chief, args=(over, gone))
+        else:
+            watch = threading.Thread(target=self._watch_trials, args=(over,))
+        watch.daemon = True
+        if role != "alone":
+            watch.start()
         try:
             with _quiet():
                 self._tuner.search()
         except keras_tuner.errors.FatalError as error:
             raise (error.__cause__ or error) from None
+        except BaseException as error:
+            is_of_the_wire = type(error).__module__.partition(".")[0] == "grpc"
+            if role == "worker" and (gone.is_set() or is_of_the_wire):
+                raise RuntimeError(
+                    "The chief of the search cannot be reached any more. Start it and "
+                    "the workers again: trials go on after their last checkpoints."
+                ) from error
+            raise
+        finally:
+            over.set()
+
+    def _watch_trials(self, over):
+        """Says on the chief which trials nobody seems to be at."""
+        said = {}
+        while not over.wait(_LOOK):
+            for trial in list(self._oracle.ongoing_trials.values()):
+                path = self._folder(trial.trial_id) / run_folder.METRICS
+                with contextlib.suppress(OSError):
+                    still = time.time() - path.stat().st_mtime
+                    often = int(still / _SILENCE)
+                    if often > said.get(trial.trial_id, 0) and self._console:
+                        self._console.print(
+                            f"Trial {trial.trial_id} has logged nothing for "
+                            f"{duration(still)}. If its worker has ended, start it "
+                            "again with the same KERASTUNER_TUNER_ID."
+                        )
+                    said[trial.trial_id] = often
 
     def _check_objective(self):
         """Refuses an objective that only an instrument could log and none does."""
@@ -669,6 +710,26 @@ class Search:
             f"{settings}",
             highlight=False,
         )
+
+
+# Seconds between two looks at the other processes of a search, and until what is not
+# heard of them is said.
+_LOOK, _SILENCE = 5, 30
+
+
+def _watch_chief(over, gone):
+    """Interrupts a worker of a distributed search when its chief has gone."""
+    address = tuple(os.environ[f"KERASTUNER_ORACLE_{n}"] for n in ("IP", "PORT"))
+    heard = None
+    while not over.wait(_LOOK):
+        try:
+            socket.create_connection(address, timeout=_LOOK).close()
+            heard = time.monotonic()
+        except OSError:
+            if heard is not None and time.monotonic() - heard > _SILENCE:
+                gone.set()
+                _thread.interrupt_main()
+                return
 
 
 @contextlib.contextmanager
