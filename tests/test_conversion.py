@@ -441,12 +441,13 @@ def test_layers_that_are_frozen_in_a_layer_stay_frozen():
     """What is stored with their kernels, too, and what no config says of them."""
     model = _sequential(Block(5), layers.Dense(2))
     model.layers[0].mix.trainable = False
+    model.layers[1].bias.trainable = False
     new, _ = keras_fa.convert(model, "kolen_pollack")
     back = keras_fa.to_stock(new)
     assert not new.layers[0].mix.trainable and not back.layers[0].mix.trainable
-    # Of two steps and the head: kernel, bias, B.
-    assert len(new.trainable_variables) == 9
-    assert len(back.trainable_variables) == len(model.trainable_variables) == 6
+    # Of two steps kernel, bias and B, of the head all but the bias.
+    assert len(new.trainable_variables) == 8
+    assert len(back.trainable_variables) == len(model.trainable_variables) == 5
 
 
 def test_the_head_can_be_popped_after_conversion():
