@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 import keras
 import numpy as np
+import pytest
 
 from keras_fa import layers
 
@@ -111,6 +112,13 @@ MOVING = {"brsf": ("magnitude", "noise"), "weight_mirror": ("feedback", "noise")
 # One of each kind, where the others would show the same: W itself, a variable, made of
 # W, trained, a product.
 KINDS = ("backprop", "fa", "sign_fa", "kolen_pollack", "pfa")
+
+
+def standing(*values, stands):
+    """A cell of a table; one for which others stand runs with --long alone."""
+    return pytest.param(*values, marks=[] if stands else pytest.mark.long)
+
+
 # Rules whose compiled step has products of its own, beyond those of backpropagation.
 DEAR = ("pfa", "weight_mirror")
 
@@ -180,6 +188,14 @@ LAYERS = {
         layers.FeedbackConv3D, keras.layers.Conv3D, _CONV, (4, 3, 5, 2)
     ),
 }
+
+
+# Every rule on every layer: on two layers all, on the others one of each kind.
+CELLS = [
+    standing(case, rule, stands=case in ("dense", "conv2d") or rule in KINDS[1:4])
+    for case in LAYERS
+    for rule in RULES
+]
 
 
 # --- Dense: any number of axes before the last ---

@@ -128,15 +128,16 @@ def test_the_package_loads_no_heavy_library():
     assert ours["heavy"] == []
 
 
-def test_the_command_line(tmp_path):
-    def call(*arguments):
-        return subprocess.run(
-            [sys.executable, "benchmarks/run.py", *arguments],
-            capture_output=True,
-            text=True,
-            timeout=200,
-        )
+def call(*arguments):
+    return subprocess.run(
+        [sys.executable, "benchmarks/run.py", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
 
+
+def test_the_command_line(tmp_path):
     output = tmp_path / "found.json"
     done = call(
         *("--what=steps", "--workloads=mlp", "--rules=stock,fa", "--rounds=3"),
@@ -148,6 +149,11 @@ def test_the_command_line(tmp_path):
     product, stock, fa = found["steps"]
     assert (product["what"], stock["rule"], fa["rule"]) == ("product", "stock", "fa")
     assert fa["to"] == "stock" and fa["ratio"] > 0 and fa["attained"] > 0
+
+
+@pytest.mark.long
+def test_memory_is_that_of_the_weights_and_of_b(tmp_path):
+    output = tmp_path / "found.json"
     done = call(
         *("--what=memory", "--workloads=mlp", "--rules=stock,fa"), f"--output={output}"
     )

@@ -671,7 +671,11 @@ def test_the_command_line(tmp_path):
     ("arguments", "message"),
     [
         (["--config.rule=fe", "--workdir=x"], 'Did you mean "fa"'),
-        (["--config.optimizer.learning_rat=1", "--workdir=x"], "learning_rate"),
+        helpers.standing(
+            ["--config.optimizer.learning_rat=1", "--workdir=x"],
+            "learning_rate",
+            stands=False,
+        ),
         (["--rules=fa,nonsense", "--workdir=x"], "nonsense"),
         ([], "--workdir"),
     ],

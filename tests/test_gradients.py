@@ -13,7 +13,17 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers import DEAR, KINDS, LAYERS, LEARNED, RULES, Convolution, assert_close
+from helpers import (
+    CELLS,
+    DEAR,
+    KINDS,
+    LAYERS,
+    LEARNED,
+    RULES,
+    Convolution,
+    assert_close,
+    standing,
+)
 from keras import ops
 from tensorflow.python.eager import context
 
@@ -152,9 +162,9 @@ _WHOLE_TABLE = [(rank, "same", "strided", 1, True, "channels_last") for rank in 
 @pytest.mark.parametrize(
     ("rank", "padding", "step", "groups", "use_bias", "data_format", "rule"),
     [
-        (*convolution, rule)
-        for convolution in _PLAIN + _COMPILED + _NEEDS_GPU
-        for rule in (RULES if convolution in _WHOLE_TABLE else KINDS)
+        standing(*cell, rule, stands=cell in _WHOLE_TABLE or rule in KINDS)
+        for cell in _PLAIN + _COMPILED + _NEEDS_GPU
+        for rule in RULES
     ],
 )
 def test_convolution_equals_oracle(
@@ -191,9 +201,8 @@ def test_convolution_equals_oracle(
         pytest.skip("TensorFlow has no channels_first Conv2D on this device")
 
 
-@rules_and
+@pytest.mark.parametrize(("case", "rule"), CELLS)
 @pytest.mark.parametrize("compiled", ["graph", "jit"])
-@pytest.mark.parametrize("case", LAYERS)
 def test_compiled_gradients_equal_eager(case, compiled, rule):
     layer = LAYERS[case].make(rule, dtype="float64")
     x = tf.constant(LAYERS[case].inputs("float64"))

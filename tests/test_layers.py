@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers import KINDS, LAYERS, LEARNED, MOVING, RULES, assert_close
+from helpers import CELLS, KINDS, LAYERS, LEARNED, MOVING, RULES, assert_close
 from keras import ops
 
 from keras_fa import models, rules
@@ -25,6 +25,7 @@ from keras_fa.layers import (
 
 every_rule = pytest.mark.parametrize("rule", RULES)
 every_layer = pytest.mark.parametrize("case", LAYERS)
+every_cell = pytest.mark.parametrize(("case", "rule"), CELLS)
 
 # Keras hands its variables to np.array as NumPy 2 no longer likes; any stock model that
 # is saved gives the warning.
@@ -97,8 +98,7 @@ def _input_gradient(layer, x):
 # --- What is a weight, what is trained ---
 
 
-@every_rule
-@every_layer
+@every_cell
 def test_feedback_is_stored_and_not_trained(case, rule):
     layer = LAYERS[case].make(rule)
     layer.build((None, *LAYERS[case].input_shape))
@@ -115,8 +115,7 @@ def test_feedback_is_stored_and_not_trained(case, rule):
     assert bool(learned) == (rule in LEARNED)
 
 
-@every_rule
-@every_layer
+@every_cell
 def test_training_changes_the_weights_and_not_the_feedback(case, rule):
     model = _compile(_network(case, rule), **EAGER)
     layer = model.layers[0]
@@ -130,8 +129,7 @@ def test_training_changes_the_weights_and_not_the_feedback(case, rule):
         assert np.array_equal(values, stored[name]) != moves
 
 
-@every_rule
-@every_layer
+@every_cell
 def test_forward_is_stock_keras(case, rule):
     layer = LAYERS[case].make(rule, bias_initializer="random_normal")
     stock = LAYERS[case].make_stock()
@@ -146,8 +144,7 @@ def test_forward_is_stock_keras(case, rule):
 # --- Dtypes ---
 
 
-@every_rule
-@every_layer
+@every_cell
 @pytest.mark.parametrize(
     ("policy", "variable", "compute", "tolerance"),
     [
@@ -285,8 +282,7 @@ def test_feedback_when_keras_builds_the_layer_late(build, rule):
 # --- Configs, files, clones ---
 
 
-@every_rule
-@every_layer
+@every_cell
 def test_config_round_trip(case, rule):
     layer = LAYERS[case].make(rule, activation="relu", use_bias=False, name="it")
     config = layer.get_config()
@@ -307,8 +303,7 @@ def test_config_holds_the_arguments_of_the_rule(case):
     assert type(scaled).from_config(scaled.get_config()).rule.scale == 0.7
 
 
-@every_rule
-@every_layer
+@every_cell
 def test_saved_model_trains_on_bit_for_bit(case, rule, tmp_path):
     model = _train(_compile(_network(case, rule), **EAGER), case)
     model.save(tmp_path / "model.keras")
@@ -327,8 +322,7 @@ def test_saved_model_trains_on_bit_for_bit(case, rule, tmp_path):
     assert not np.array_equal(model.layers[0].kernel, before)
 
 
-@every_rule
-@every_layer
+@every_cell
 def test_weights_file_round_trip(case, rule, tmp_path):
     model, other = _network(case, rule), _network(case, rule)
     model.layers[0].kernel.assign_add(ops.ones_like(model.layers[0].kernel))
@@ -337,8 +331,7 @@ def test_weights_file_round_trip(case, rule, tmp_path):
     _assert_same_variables(other.variables, model.variables)
 
 
-@every_rule
-@every_layer
+@every_cell
 def test_clone_has_the_rule_and_its_own_feedback(case, rule):
     model = _network(case, rule)
     clone = keras.models.clone_model(model)
@@ -376,8 +369,7 @@ def test_export_serves_the_same_outputs(case, rule, tmp_path):
 # --- The other arguments of the Keras layers ---
 
 
-@every_rule
-@every_layer
+@every_cell
 def test_activation_regularizers_and_use_bias(case, rule):
     """Same outputs, losses and kernel gradient as the stock layer."""
     kwargs = {
@@ -405,8 +397,7 @@ def test_activation_regularizers_and_use_bias(case, rule):
         np.testing.assert_array_equal(actual, expected)
 
 
-@every_rule
-@every_layer
+@every_cell
 def test_constraints_hold_after_a_step(case, rule):
     model = _network(
         case,
@@ -427,8 +418,7 @@ def test_constraints_hold_after_a_step(case, rule):
         assert layer.feedback.numpy().min() >= 0
 
 
-@every_rule
-@every_layer
+@every_cell
 def test_lora(case, rule, tmp_path):
     """Frozen kernel, trained factors, and B in the input gradient all the same."""
     if rule in LEARNED:
@@ -454,8 +444,7 @@ def test_lora(case, rule, tmp_path):
     _assert_same_variables(loaded.variables, model.variables)
 
 
-@every_rule
-@every_layer
+@every_cell
 def test_quantization_is_refused(case, rule):
     layer = LAYERS[case].make(rule)
     layer.build((None, *LAYERS[case].input_shape))

@@ -471,7 +471,17 @@ def start(space, workdir, trials, **environment):
 
 
 @pytest.mark.processes
-def test_killed_and_shared_searches_end_like_an_undisturbed_one(tmp_path, space):
+@pytest.mark.parametrize(
+    "shared",
+    [
+        [None],
+        pytest.param(["chief", "tuner0", "tuner1"], marks=pytest.mark.long),
+    ],
+    ids=["alone", "shared"],
+)
+def test_killed_and_shared_searches_end_like_an_undisturbed_one(
+    tmp_path, space, shared
+):
     plain = start(space, tmp_path / "plain", 4)
     output = plain.communicate(timeout=300)[0]
     assert plain.returncode == 0, output
@@ -493,15 +503,20 @@ def test_killed_and_shared_searches_end_like_an_undisturbed_one(tmp_path, space)
     assert killed.returncode == -signal.SIGKILL
     assert not (tmp_path / "killed" / "trials" / "3").exists()
 
-    # Gone on with by a chief and two workers.
+    # Gone on with by the same command, or by a chief and two workers.
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = str(server.getsockname()[1])
     oracle = {"KERASTUNER_ORACLE_IP": "127.0.0.1", "KERASTUNER_ORACLE_PORT": port}
-    shared = [
-        start(space, tmp_path / "killed", 4, KERASTUNER_TUNER_ID=name, **oracle)
-        for name in ("chief", "tuner0", "tuner1")
+    begun = [
+        start(
+            space,
+            tmp_path / "killed",
+            4,
+            **({"KERASTUNER_TUNER_ID": name, **oracle} if name else {}),
+        )
+        for name in shared
     ]
-    for process in shared:
+    for process in begun:
         output = process.communicate(timeout=300)[0]
         assert process.returncode == 0, output
     assert (tmp_path / "killed" / "trials.csv").read_text() == expected
