@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 WORKDIR ?= runs/digits
 
-.PHONY: train test unit lint clean
+.PHONY: train test unit long lint clean
 
 train: .venv/ready
 	@$(BIN)/python trainers/train.py --config=configs/digits.py --workdir=$(WORKDIR) \
@@ -14,6 +14,11 @@ test: lint unit
 
 unit: .venv/ready
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+# What `make test` leaves out for its length: the whole of each table, kills of sweeps,
+# searches and workers.
+long: .venv/ready
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --long -m long
 
 lint: .venv/ready
 	$(BIN)/ruff check .

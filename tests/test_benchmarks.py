@@ -123,6 +123,7 @@ def test_a_peer_answers_and_one_that_does_not_start_says_why(tmp_path):
         measure.Peer(script, sys.executable, 2)
 
 
+@pytest.mark.long
 def test_the_package_loads_no_heavy_library():
     (_, ours) = measure.start(2)
     assert ours["heavy"] == []

@@ -76,8 +76,7 @@ def data(kind):
     random = np.random.default_rng(0)
     # 49 examples leave one, of which the second replica gets nothing.
     size = 49 if kind == "norm" else EXAMPLES
-    shape = (18, 18, 3) if kind == "lenet" else (8,)
-    x = random.normal(size=(size, *shape)).astype("float32")
+    x = random.normal(size=(size, 8)).astype("float32")
     y = random.integers(0, 3, size)
     options = tf.data.Options()
     policy = tf.data.experimental.AutoShardPolicy.DATA
@@ -89,7 +88,6 @@ def data(kind):
 # Every rule of a layer in one network, which is compiled once. Nothing is fed back
 # through a first layer: backpropagation has it.
 DEEP = {f"dense_{i}": rule for i, rule in enumerate(helpers.RULES, start=1)}
-LENET = {"C1": "backprop", "C2": "sign_fa", "C3": "kolen_pollack", "F*": "brsf"}
 NETWORKS = [("deep", DEEP), ("mlp", "dkp")]
 
 
@@ -99,7 +97,7 @@ def network(kind, rule, loss=None):
         model = keras_fa.models.mlp((8,), (16,), 3, rule=rule)
     elif kind == "deep":
         model = keras_fa.models.mlp((8,), (8,) * len(DEEP), 3, rule={**rule, "*": "fa"})
-    elif kind in ("norm", "synchronized norm"):
+    else:
         together = kind == "synchronized norm"
         model = keras.Sequential(
             [
@@ -110,8 +108,6 @@ def network(kind, rule, loss=None):
                 keras_fa.layers.FeedbackDense(3, rule=rule),
             ]
         )
-    else:
-        model = keras_fa.models.lenet((18, 18, 3), 3, rule=rule)
     model.compile(
         keras_fa.optimizers.TorchSGD(0.05, 0.9),
         loss or losses.get("cross_entropy")[0],
@@ -191,7 +187,7 @@ def test_a_frozen_batch_norm_keeps_its_statistics(mirrored):
     layer.moving_mean.assign(np.linspace(0.1, 0.7, 8))
     layer.trainable = False
     before = np.asarray(layer.moving_mean)
-    distribution.prepare(model).fit(data("norm"), verbose=0)
+    train(distribution.prepare(model), data("norm"))
     np.testing.assert_array_equal(layer.moving_mean, before)
 
 
@@ -330,7 +326,7 @@ def test_one_replica_is_left_alone_and_an_uncompiled_model_refused():
         distribution.prepare(keras_fa.models.mlp((8,), (16,), 3))
 
 
-OF_TWO_WORKERS = [*NETWORKS, ("lenet", LENET), ("norm", "fa")]
+OF_TWO_WORKERS = [*NETWORKS, ("norm", "fa")]
 
 _WORKER = """
 import json, os, sys
@@ -453,6 +449,7 @@ def _workers_of(launcher):
     return [int(pid) for pid in path.read_text().split()]
 
 
+@pytest.mark.long
 @pytest.mark.processes
 def test_a_killed_worker_ends_the_others_and_all_resume(tmp_path):
     arguments = [

@@ -676,7 +676,9 @@ def test_the_command_line(tmp_path):
             "learning_rate",
             stands=False,
         ),
-        (["--rules=fa,nonsense", "--workdir=x"], "nonsense"),
+        helpers.standing(
+            ["--rules=fa,nonsense", "--workdir=x"], "nonsense", stands=False
+        ),
         ([], "--workdir"),
     ],
 )

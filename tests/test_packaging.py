@@ -204,6 +204,7 @@ def test_the_command_hands_its_arguments_over(request, tmp_path, where):
     assert command("launch", path=path, cwd=tmp_path).returncode == 1
 
 
+@pytest.mark.long
 @pytest.mark.processes
 def test_an_installed_sweep_takes_names_and_its_workers_are_quiet(installed, tmp_path):
     grid = tmp_path / "configs" / "grids" / "small.py"

@@ -811,6 +811,7 @@ def begin():
         process.stdout.close()
 
 
+@pytest.mark.long
 @pytest.mark.processes
 def test_killed_and_shared_by_two_equals_undisturbed(tmp_path, begin):
     axes = [{"seed": [0, 1, 2]}]

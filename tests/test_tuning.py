@@ -131,6 +131,7 @@ def test_what_belongs_to_one_rule_is_searched_under_that_rule(tmp_path):
     pd.testing.assert_frame_equal(again.table(), table)
 
 
+@pytest.mark.long
 def test_any_tuner_takes_the_hypermodel(tmp_path):
     hypermodel = tuning.hypermodel(base(), RATE)
     given = {"objective": "val_accuracy", "max_trials": 2, "seed": 1}
@@ -470,14 +471,10 @@ def start(space, workdir, trials, **environment):
     )
 
 
+@pytest.mark.long
 @pytest.mark.processes
 @pytest.mark.parametrize(
-    "shared",
-    [
-        [None],
-        pytest.param(["chief", "tuner0", "tuner1"], marks=pytest.mark.long),
-    ],
-    ids=["alone", "shared"],
+    "shared", [[None], ["chief", "tuner0", "tuner1"]], ids=["alone", "shared"]
 )
 def test_killed_and_shared_searches_end_like_an_undisturbed_one(
     tmp_path, space, shared
