@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers import CELLS, KINDS, LAYERS, LEARNED, MOVING, RULES, assert_close
+from helpers import CELLS, LAYERS, LEARNED, MOVING, RULES, assert_close, standing
 from keras import ops
 
 from keras_fa import models, rules
@@ -25,6 +25,9 @@ from keras_fa.layers import (
 
 every_rule = pytest.mark.parametrize("rule", RULES)
 every_layer = pytest.mark.parametrize("case", LAYERS)
+some_rules = pytest.mark.parametrize(
+    "rule", [standing(r, stands=r in ("fa", "kolen_pollack", "brsf")) for r in RULES]
+)
 every_cell = pytest.mark.parametrize(("case", "rule"), CELLS)
 
 # Keras hands its variables to np.array as NumPy 2 no longer likes; any stock model that
@@ -191,7 +194,7 @@ def test_fit_in_mixed_precision(policy, rule):
 # --- Compilation and data format ---
 
 
-@pytest.mark.parametrize("rule", [*KINDS, "brsf"])
+@some_rules
 def test_fit_is_the_same_eager_in_graphs_and_under_xla(rule):
     """Weights after some steps of a convolution and a dense layer."""
     results = []
@@ -499,7 +502,7 @@ def test_feedback_layers_finds_nested_ones_once_and_in_order():
 # --- Several devices ---
 
 
-@pytest.mark.parametrize("rule", [*KINDS, "brsf"])
+@some_rules
 def test_two_replicas_train_as_one_device(rule, mirrored):
     """The same B on both, and after 20 steps the weights of one device."""
     x = LAYERS["conv2d"].inputs(batch=160)
