@@ -36,7 +36,9 @@ class SlowBiases(TorchSGD):
         self.bias_share = bias_share
 
     def update_step(self, gradient, variable, learning_rate):
-        if variable.name == "bias":
+        # What is handed over here may be TensorFlow's own variable, of another name.
+        index = self._get_variable_index(variable)
+        if self._trainable_variables[index].name == "bias":
             learning_rate = learning_rate * self.bias_share
         super().update_step(gradient, variable, learning_rate)
 

@@ -138,6 +138,7 @@ def call(*arguments):
     )
 
 
+@pytest.mark.long
 def test_the_command_line(tmp_path):
     output = tmp_path / "found.json"
     done = call(

@@ -23,7 +23,7 @@ from tensorflow.python.framework import config as tf_config
 
 from keras_fa import experiment, rules
 from keras_fa.config import default_config
-from keras_fa.lab import recording, run_folder
+from keras_fa.lab import plans, recording, run_folder
 from keras_fa.lab.checkpoints import CheckpointError, Checkpoints
 from keras_fa.layers import feedback_layers, forward_variables
 
@@ -704,3 +704,20 @@ def test_a_network_of_keras_applications_and_rules_by_layer(tmp_path):
     assert model.output_shape == (None, 3)
     labels = {rules.label_of(layer.rule) for layer in feedback_layers(model)}
     assert {"sign-FA", "BP"} <= labels
+
+
+def test_akrouts_biases_take_their_share_of_the_step():
+    config = plans.read_config("akrout_mnist")
+    config.batch_size, config.dataset.name = 60, "digits"
+    moved = []
+    for share in (1.0, 0.5):
+        config.optimizer.bias_share = share
+        dataset = experiment.load(config)
+        model = experiment.build(config, dataset)
+        start = model.get_weights()
+        model.train_on_batch(*next(iter(dataset.train_from(0))))
+        ends = zip(model.get_weights(), start, strict=True)
+        moved.append([end - before for end, before in ends])
+    for variable, whole, part in zip(model.weights, *moved, strict=True):
+        scale = 0.5 if variable.name == "bias" else 1.0
+        np.testing.assert_allclose(part, scale * whole, rtol=1e-2, atol=1e-7)
