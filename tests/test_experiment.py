@@ -630,6 +630,7 @@ def test_schedule_and_full_batch(tmp_path):
         assert rates[epoch] == (None if rate is None else pytest.approx(rate))
 
 
+@pytest.mark.long
 def test_mirrored_run_equals_the_single_device(tmp_path, mirrored, monkeypatch):
     monkeypatch.setattr(experiment.distribution, "get_strategy", lambda _: mirrored)
     everything = {"ledger": True, "gradient_alignment": True, "error_alignment": True}

@@ -302,6 +302,7 @@ def test_every_experiment_has_a_grid():
     assert printed.REMARKS.keys() <= papers.EXPERIMENTS.keys()
 
 
+@pytest.mark.long
 def test_the_command_line(tmp_path):
     axes = [{"seed": [0]}, {"model.hidden_units": [(15,)]}, {"rule": ["fa", "ada_fa"]}]
     table3_runs(tmp_path / "runs" / "table3", axes, lambda cell: 0.1)
