@@ -35,10 +35,13 @@ class SlowBiases(TorchSGD):
         super().__init__(name=name, **kwargs)
         self.bias_share = bias_share
 
+    def build(self, variables):
+        # What a step is handed may be TensorFlow's own variable, of another name.
+        self._biases = {i for i, v in enumerate(variables) if v.name == "bias"}
+        super().build(variables)
+
     def update_step(self, gradient, variable, learning_rate):
-        # What is handed over here may be TensorFlow's own variable, of another name.
-        index = self._get_variable_index(variable)
-        if self._trainable_variables[index].name == "bias":
+        if self._get_variable_index(variable) in self._biases:
             learning_rate = learning_rate * self.bias_share
         super().update_step(gradient, variable, learning_rate)
 

@@ -6,13 +6,20 @@ import inspect
 import keras
 from keras import ops
 
-from keras_fa import registry, rules
+from keras_fa import _keras, registry, rules
 from keras_fa.registry import register
+
+
+class _Loss(keras.losses.Loss):
+    """A loss whose configuration has its dtype, which that of Keras's losses lacks."""
+
+    def get_config(self):
+        return {**super().get_config(), "dtype": self.dtype}
 
 
 @register("loss", "exponential")
 @keras.saving.register_keras_serializable(rules.PACKAGE)
-class ExponentialLoss(keras.losses.Loss):
+class ExponentialLoss(_Loss):
     """exp(-y f(x)), the loss of proposition 5.7 of Robertson and Koyejo (2024).
 
     Labels are -1 and +1, of the shape of the outputs, (batch, 1), or of shape (batch,).
@@ -28,13 +35,10 @@ class ExponentialLoss(keras.losses.Loss):
         y_true, y_pred = _of_one_shape(y_true, y_pred, self.name)
         return ops.mean(ops.exp(-y_true * y_pred), axis=-1)
 
-    def get_config(self):
-        return {"reduction": self.reduction, "name": self.name, "dtype": self.dtype}
-
 
 @register("loss", "half_squared_error")
 @keras.saving.register_keras_serializable(rules.PACKAGE)
-class HalfSquaredError(keras.losses.Loss):
+class HalfSquaredError(_Loss):
     """1/2 |f(x) - y|^2, by default summed over the batch.
 
     The squared error of Song, Xu and Lafferty (2021), equation (2.2), and of Robertson
@@ -53,9 +57,6 @@ class HalfSquaredError(keras.losses.Loss):
         y_true, y_pred = _of_one_shape(y_true, y_pred, self.name)
         return 0.5 * ops.sum(ops.square(y_pred - y_true), axis=-1)
 
-    def get_config(self):
-        return {"reduction": self.reduction, "name": self.name, "dtype": self.dtype}
-
 
 @register("loss", "sigmoid_cross_entropy")
 def _sigmoid_cross_entropy(dtype=None, **arguments):
@@ -64,7 +65,7 @@ def _sigmoid_cross_entropy(dtype=None, **arguments):
 
 
 @keras.saving.register_keras_serializable(rules.PACKAGE)
-class SigmoidCrossEntropy(keras.losses.Loss):
+class SigmoidCrossEntropy(_Loss):
     """Cross-entropy of a sigmoid for each class, summed over the classes.
 
     The loss of Akrout et al. (2019) and of Nøkland (2016). Labels are class ids of
@@ -84,35 +85,19 @@ class SigmoidCrossEntropy(keras.losses.Loss):
         classes = y_pred.shape[-1]
         labels = ops.reshape(ops.cast(y_true, "int32"), (-1,))
         targets = ops.one_hot(labels, classes, dtype=y_pred.dtype)
-        return classes * ops.mean(
-            ops.binary_crossentropy(targets, y_pred, from_logits=True), axis=-1
-        )
-
-    def get_config(self):
-        return {"reduction": self.reduction, "name": self.name, "dtype": self.dtype}
+        each = ops.binary_crossentropy(targets, y_pred, from_logits=True)
+        return ops.sum(each, axis=-1)
 
 
 def _of_one_shape(y_true, y_pred, name):
-    """Targets and outputs without what is broadcast, which would pair all with all.
+    """Targets and outputs, of one shape: what is broadcast would pair all with all.
 
-    A last axis of one entry comes and goes, as in the losses that Keras wraps.
+    A last axis of one entry comes and goes, as in Keras's own losses.
     """
     shapes = tuple(y_true.shape), tuple(y_pred.shape)
-    long, short = sorted(shapes, key=len, reverse=True)
-    if len(long) == len(short) + 1 and long[-1] == 1:
-        if len(short) == 1:
-            y_true, y_pred = (
-                ops.expand_dims(y, -1) if len(y.shape) == 1 else y
-                for y in (y_true, y_pred)
-            )
-        else:
-            y_true, y_pred = (
-                ops.squeeze(y, -1) if len(y.shape) == len(long) else y
-                for y in (y_true, y_pred)
-            )
-    now = tuple(y_true.shape), tuple(y_pred.shape)
-    sizes = zip(*now, strict=False)
-    if len(now[0]) != len(now[1]) or any(
+    y_true, y_pred = _keras.of_one_rank(y_true, y_pred)
+    sizes = zip(y_true.shape, y_pred.shape, strict=False)
+    if len(y_true.shape) != len(y_pred.shape) or any(
         one != other and None not in (one, other) for one, other in sizes
     ):
         raise ValueError(

@@ -34,7 +34,7 @@ def pytest_addoption(parser):
     parser.addoption(
         "--long",
         action="store_true",
-        help="Run every cell of the tables of layers, where else some stand for all.",
+        help="Run what takes its time too, and cells for which others stand.",
     )
 
 

@@ -231,6 +231,9 @@ def test_an_argument_of_a_named_thing_is_a_field_too():
     plans.set_field(config, "rule", {"conv*": "sign_fa", "*": "fa"})
     with pytest.raises(ValueError, match="a table of rules by layer: set the whole"):
         plans.set_field(config, "rule.scale", 0.5)
+    # A cell's folder has the field's name.
+    with pytest.raises(ValueError, match="the names of fields are words"):
+        plans.set_field(config, "rule./abroad/scale", 0.5)
 
 
 def test_every_packaged_plan_can_be_read():
@@ -245,3 +248,11 @@ def test_a_grid_may_have_the_name_of_its_configuration(folder):
     path = write(folder / "grids" / "twice_named.py", plan("twice_named.py"))
     plans.read_plan("grid", path)
     assert registry.get("rule", "twice_named:rule") == "sign_fa"
+
+
+def test_where_python_looked_before_it_looks_as_before(folder):
+    write(folder / "above.py", CONFIG)
+    path = write(folder / "grids" / "some.py", plan("above.py"))
+    sys.path.insert(0, str(path.parent))
+    plans.read_plan("grid", path)
+    assert sys.path[0] == str(path.parent) and sys.path.count(sys.path[0]) == 1

@@ -352,3 +352,12 @@ def test_akrouts_table_compares_what_his_code_did_and_shows_both_steps(tmp_path)
     assert len(holds) == 7 and holds["FA: angle of the output layer within 3 degrees"]
     assert not holds["KP: angle of the output layer within 3 degrees"]
     assert (tmp_path / "akrout_mnist.png").stat().st_size > 5000
+    # Of a rule and a step that they have not there is nothing to compare with.
+    other = {"seed": [1], "rule": ["sign_fa"], "optimizer.bias_share": [0.5]}
+    for cell in sweeps.cells(config, [other]):
+        leave(cell, runs, [{**line, "epoch": 0}, line])
+    again = section("akrout_mnist")
+    akrout.akrout_mnist(again, sections.read_runs(runs), tmp_path)
+    assert again.checks == told.checks
+    [table] = again.tables.values()
+    assert list(table[table["method"] == "sign-FA"]["authors' log"]) == ["-"]

@@ -529,7 +529,8 @@ def test_a_wrong_space_file_is_named(tmp_path, space):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_worker_whose_chief_has_gone_says_so(tmp_path, monkeypatch):
+@pytest.mark.parametrize("handler", [signal.default_int_handler, signal.SIG_IGN])
+def test_a_worker_whose_chief_has_gone_says_so(tmp_path, monkeypatch, handler):
     monkeypatch.setattr(tuning, "_LOOK", 0.05)
     monkeypatch.setattr(tuning, "_SILENCE", 0.2)
     search = tuning.Search(base(), RATE, tmp_path, trials=2)
@@ -545,8 +546,13 @@ def test_a_worker_whose_chief_has_gone_says_so(tmp_path, monkeypatch):
             time.sleep(0.1)
 
     monkeypatch.setattr(search._tuner, "search", wait)
-    with pytest.raises(RuntimeError, match="chief of the search cannot be reached"):
-        search.run()
+    # What shells put into the background ignores Ctrl-C.
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        with pytest.raises(RuntimeError, match="chief of the search cannot be reached"):
+            search.run()
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_a_chief_says_which_trial_nobody_is_at(searched, tmp_path, monkeypatch):

@@ -105,13 +105,12 @@ def feedback_distances(model):
     Raises:
         ValueError: As `alignment_terms` does.
     """
-    return {
-        key: float(
-            np.linalg.norm(_array(kernel) - _array(layer.backward_kernel(index)))
-        )
-        for key, layer, index, kernel in _maps(model)
-        if layer.rule.learns or layer.rule.advances
-    }
+    found = {}
+    for key, layer, index, kernel in _maps(model):
+        if layer.rule.learns or layer.rule.advances:
+            apart = (_array(kernel) - _array(layer.backward_kernel(index))).ravel()
+            found[key] = math.sqrt(_inner(apart, apart))
+    return found
 
 
 def smallest_weights(model):

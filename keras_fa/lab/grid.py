@@ -155,9 +155,7 @@ def _text(value, beside=()):
 
 
 def _with(base, settings):
-    config = base.copy_and_resolve_references()
-    for field, value in settings.items():
-        plans.set_field(config, field, value)
+    config = plans.changed(base, settings)
     configuration.check(config)
     return config
 

@@ -154,6 +154,7 @@ def read_plan(kind, name):
     """
     path = find(kind, name)
     function = _KINDS[kind][1]
+    before = [*sys.path]
     plan = _call(path, function)
     if not isinstance(plan, dict):
         raise ValueError(
@@ -182,8 +183,9 @@ def read_plan(kind, name):
     plan = {**plan, "config": read_config(config)}
     # Modules beside the configuration come first: a grid often has the name of its own.
     folder = str(path.resolve().parent)
-    sys.path.remove(folder)
-    sys.path.append(folder)
+    if folder not in before:
+        sys.path.remove(folder)
+        sys.path.append(folder)
     return plan
 
 
@@ -225,8 +227,8 @@ def set_field(config, field, value):
         ValueError: If there is no such section (with the nearest one), or the value is
             of another kind than the field's.
     """
-    head, _, argument = field.partition(".")
-    if head in NAMED and argument:
+    if is_argument(field):
+        head, argument = _words(field)
         name, arguments = named(config[head])
         if name == BY_LAYER:
             raise ValueError(
@@ -260,8 +262,7 @@ def kind_of(config, field):
     Raises:
         ValueError: If there is no such section.
     """
-    head, _, argument = field.partition(".")
-    if head in NAMED and argument:
+    if is_argument(field):
         return None
     section, last = _section(config, field)
     kind = section.get_type(last) if last in section else None
@@ -321,14 +322,48 @@ def read_value(config, field, text):
     return text
 
 
-def _section(config, field):
-    """The section that a field is in, and the field's last word."""
-    *path, last = field.split(".")
-    if not all(word.isidentifier() for word in (*path, last)):
+def is_argument(field):
+    """Whether a field is an argument of a thing that a configuration names.
+
+    Args:
+        field: The field's path, such as "rule.scale".
+
+    Raises:
+        ValueError: If it is none.
+    """
+    head, *rest = _words(field)
+    return head in NAMED and len(rest) == 1
+
+
+def changed(config, fields):
+    """A copy of a configuration with other values.
+
+    Args:
+        config: `ConfigDict`; stays as it is.
+        fields: `{field: value}`, as for `set_field`.
+
+    Raises:
+        ValueError: As `set_field` does.
+    """
+    copy = config.copy_and_resolve_references()
+    for field, value in fields.items():
+        set_field(copy, field, value)
+    return copy
+
+
+def _words(field):
+    words = field.split(".")
+    if not all(word.isidentifier() for word in words):
         raise ValueError(
             f"Unknown field {'config.' + field!r}: the names of fields are words of "
             "letters, digits and underscores with dots between them."
         )
+    return words
+
+
+def _section(config, field):
+    """The section that a field is in, and the field's last word."""
+    *path, last = _words(field)
     section, prefix = config, ""
     for key in path:
         sections = [k for k in section if isinstance(section[k], ConfigDict)]

@@ -13,6 +13,7 @@ import numbers
 import os
 import pathlib
 import shutil
+import signal
 import socket
 import statistics
 import threading
@@ -58,8 +59,7 @@ def check_space(config, space):
     known = run_folder.flatten(config.to_dict())
     before = {}
     for field, given in space.items():
-        head, _, argument = field.partition(".")
-        if field not in known and not (head in configuration.NAMED and argument):
+        if field not in known and not plans.is_argument(field):
             close = difflib.get_close_matches(field, list(known), n=1)
             hint = f" Did you mean {close[0]!r}?" if close else ""
             raise ValueError(f"The search space has an unknown field {field!r}.{hint}")
@@ -125,21 +125,17 @@ def _where(config, when):
     """Configurations in which a condition holds, a list."""
     found = [config]
     for field, wanted in when.items():
-        found = [_with(base, field, value) for base in found for value in wanted]
+        found = [
+            plans.changed(base, {field: value}) for base in found for value in wanted
+        ]
     return found
-
-
-def _with(config, field, value):
-    changed = config.copy_and_resolve_references()
-    plans.set_field(changed, field, value)
-    return changed
 
 
 def _try(bases, field, values):
     """Refuses values that a field cannot take."""
     for base in bases:
         for value in values:
-            changed = _with(base, field, value)
+            changed = plans.changed(base, {field: value})
             configuration.check(changed)
             rule_of(changed)
 
@@ -518,7 +514,7 @@ class Search:
         if role != "alone":
             watch.start()
         try:
-            with _quiet():
+            with _quiet(), _interruptible():
                 self._tuner.search()
         except keras_tuner.errors.FatalError as error:
             raise (error.__cause__ or error) from None
@@ -728,8 +724,30 @@ def _watch_chief(over, gone):
         except OSError:
             if heard is not None and time.monotonic() - heard > _SILENCE:
                 gone.set()
-                _thread.interrupt_main()
+                _thread.interrupt_main(_INTERRUPT)
                 return
+
+
+# Not SIGINT, which a process that a shell has put into the background ignores.
+_INTERRUPT = signal.SIGUSR1
+
+
+@contextlib.contextmanager
+def _interruptible():
+    """Within, `_watch_chief` can interrupt the main thread, which alone hears it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number, frame):
+        raise KeyboardInterrupt
+
+    before = signal.signal(_INTERRUPT, interrupt)
+    try:
+        yield
+    finally:
+        # None was set by another language and cannot be set again.
+        signal.signal(_INTERRUPT, before or signal.SIG_DFL)
 
 
 @contextlib.contextmanager

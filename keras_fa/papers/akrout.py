@@ -8,9 +8,12 @@ from keras_fa.lab import run_folder
 from keras_fa.papers import drawing, printed
 from keras_fa.papers.sections import plus_minus, stack
 
-_RULES = ("backprop", "fa", "kolen_pollack", "weight_mirror")
-# What one step of the biases is called: the code's, or the paper's.
-_STEPS = {1 / 128: "the biases' step over 128", 1.0: "the biases' step as W's"}
+# The share of a step that the authors' code takes with biases; their paper says 1.
+_OF_THE_CODE = 1 / 128
+
+
+def _steps(share):
+    return f"biases take {share:.2g} of the step" if share != 1 else "biases step as W"
 
 
 def _angle(cosine):
@@ -32,16 +35,17 @@ def akrout_mnist(section, runs, folder):
     numbers = ["accuracy", "angle", "error_angle"]
     table = run_folder.aggregate(rows, ["bias_share", "rule"], numbers)
     section.data["akrout_mnist.csv"] = table
-    label = {rule: _logs.look(rule)[0] for rule in _RULES}
+    looks = {rule: _logs.look(rule) for rule in rows["rule"].unique()}
+    label = {rule: look[0] for rule, look in looks.items()}
     shown = []
     for row in table.itertuples():
-        accuracy, angle = printed.AKROUT[row.rule]
+        accuracy, angle = printed.AKROUT.get(row.rule, (None, None))
         shown.append(
             {
-                "": _STEPS[row.bias_share],
+                "": _steps(row.bias_share),
                 "method": label[row.rule],
                 "test accuracy, %": plus_minus(row.accuracy_mean, row.accuracy_se),
-                "authors' log": accuracy,
+                "authors' log": "-" if accuracy is None else accuracy,
                 "angle of W and B, output": plus_minus(row.angle_mean, row.angle_se),
                 "their angle": "-" if angle is None else angle,
                 "angle of the errors": plus_minus(
@@ -50,8 +54,8 @@ def akrout_mnist(section, runs, folder):
                 "seeds": row.seeds,
             }
         )
-        if row.bias_share == 1.0:
-            # Their code, whose logs these are, has the other step.
+        if row.bias_share != _OF_THE_CODE or accuracy is None:
+            # The logs are those of their code.
             continue
         section.checks.append(
             (
@@ -72,15 +76,15 @@ def akrout_mnist(section, runs, folder):
         pd.DataFrame(shown)
     )
     panels = {
-        name: {
+        _steps(share): {
             rule: stack(
                 [runs[i] for i in part.index],
                 lambda run: _angle(run.log["alignment/dense_2"]),
             )
-            for rule, part in rows[rows["bias_share"] == share].groupby("rule")
+            for rule, part in of_share.groupby("rule")
             if rule != "backprop"
         }
-        for share, name in _STEPS.items()
+        for share, of_share in rows.groupby("bias_share")
     }
     section.figures["Angle of W and B in the output layer against epochs, degrees."] = (
         drawing.curves(
@@ -88,7 +92,7 @@ def akrout_mnist(section, runs, folder):
             folder / "akrout_mnist.png",
             "epoch",
             "angle of W and B, degrees",
-            {rule: _logs.look(rule)[1] for rule in _RULES},
+            {rule: look[1] for rule, look in looks.items()},
             label,
         )
     )
