@@ -34,6 +34,7 @@ ROOMS = (
     "models.wiring",
     "models.swapping",
     "models.copying",
+    "models.freezing",
     "models.conversion",
     "models.networks",
     "models.named",

@@ -241,7 +241,7 @@ def _one_rule(name, arguments, config, seed):
 
 def _network(config, dataset, rule):
     arguments = config.model.to_dict()
-    name = arguments.pop("name")
+    name, frozen = arguments.pop("name"), arguments.pop("frozen", None)
     for field in ("kernel_initializer", "output_initializer"):
         if field in arguments:
             with _field(f"config.model.{field}"):
@@ -267,6 +267,9 @@ def _network(config, dataset, rule):
                 "would change nothing. Build it of keras_fa.layers with the `rule` "
                 "that the builder is given, or let it take no rule and be converted."
             )
+    if frozen is not None:
+        with _field("config.model.frozen"):
+            models.freeze(model, frozen)
     return model
 
 

@@ -31,7 +31,10 @@ def default_config():
           such as "applications.MobileNetV2") and any other argument of its builder. A
           builder of one's own takes `input_shape`, `num_classes`, `rule` and `dtype` as
           far as it cares, and returns a Keras model; one that takes no rule is
-          converted.
+          converted. `frozen` keeps a part of it as it was drawn, "body" or
+          "all_but_last" or patterns of names: see `keras_fa.models.freeze`. These are
+          the baselines of an audit, and one of two that differ in nothing else draws
+          the same weights.
           `kernel_initializer` and `output_initializer` may also be "uniform_fan_in",
           uniform in +-1/sqrt(fan in), torch's default for dense layers;
           "uniform_width", uniform in +-1/sqrt(first hidden width) for every layer; or

@@ -288,7 +288,7 @@ def override(config, fields):
     foreign = []
     if fields.get("model.name", config.model.name) != config.model.name:
         name = fields["model.name"]
-        given = [key for key in config.model if key != "name"]
+        given = [key for key in config.model if key not in ("name", "frozen")]
         try:
             foreign = [key for key in given if not models.takes(name, key)]
         except ValueError as error:

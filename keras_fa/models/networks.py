@@ -257,6 +257,63 @@ def resnet18(
     return _finished(model, dtype, rule)
 
 
+@register("model", "residual_mlp")
+def residual_mlp(
+    input_shape,
+    num_classes,
+    rule="fa",
+    width=256,
+    blocks=4,
+    hidden_units=512,
+    kernel_initializer="glorot_uniform",
+    dtype=None,
+    name="residual_mlp",
+):
+    """A residual MLP of pre-norm blocks, `h + V relu(U norm(h))`.
+
+    The network of the diagnostic protocol of arXiv 2606.21126: an embedding, the
+    blocks, a last LayerNorm and a dense layer of logits. Layers are called `embedding`,
+    `block_1_norm`, `block_1_up`, `block_1_relu`, `block_1_down`, `block_1_add` (the
+    block's output), ..., `norm`, `head`.
+
+    Args:
+        input_shape: Shape of one example; anything beyond a vector is flattened.
+        num_classes: Number of outputs.
+        rule: Feedback rule of every layer (see `keras_fa.rules.get`), or one for each
+            by the patterns of a table or by a function: see `keras_fa.convert`.
+        width: Units of the residual stream.
+        blocks: Number of blocks.
+        hidden_units: Units inside a block.
+        kernel_initializer: Of every kernel, and so of the feedback under "fa".
+        dtype: Dtype or dtype policy of every layer.
+        name: Name of the model.
+
+    Returns:
+        A functional `keras.Model`, `(batch, *input_shape) -> (batch, num_classes)`.
+
+    Raises:
+        ValueError: If the rule is unknown.
+    """
+    dense = _factory(
+        FeedbackDense, _shared(rule), True, kernel_initializer, "zeros", dtype
+    )
+
+    def norm(x, name):
+        return layers.LayerNormalization(dtype=dtype, name=name)(x)
+
+    inputs = x = _input(input_shape, dtype)
+    if len(tuple(input_shape)) > 1:
+        x = layers.Flatten(dtype=dtype, name="flatten")(x)
+    x = dense(width, name="embedding")(x)
+    for block in (f"block_{number}" for number in range(1, blocks + 1)):
+        y = dense(hidden_units, name=f"{block}_up")(norm(x, f"{block}_norm"))
+        y = layers.ReLU(dtype=dtype, name=f"{block}_relu")(y)
+        y = dense(width, name=f"{block}_down")(y)
+        x = layers.Add(dtype=dtype, name=f"{block}_add")([x, y])
+    outputs = dense(num_classes, name="head")(norm(x, "norm"))
+    return _finished(keras.Model(inputs, outputs, name=name), dtype, rule)
+
+
 def _input(shape, dtype):
     """The input of a network, in the dtype that its layers compute in."""
     if dtype is not None:
