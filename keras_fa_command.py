@@ -16,6 +16,7 @@ _PROGRAMS = {
     "train": "trainers/train.py",
     "sweep": "trainers/sweep.py",
     "tune": "trainers/tune.py",
+    "audit": "trainers/audit.py",
     "reproduce": "trainers/reproduce.py",
     "launch": "trainers/launch.py",
     "benchmark": "benchmarks/run.py",

@@ -26,6 +26,7 @@ _LAZY = (
 )
 
 __all__ = [
+    "audit",
     "convert",
     "direct",
     "gradients",
@@ -47,4 +48,6 @@ def __dir__():
 def __getattr__(name):
     if name in _LAZY:
         return importlib.import_module(f"keras_fa.{name}")
+    if name == "audit":
+        return importlib.import_module("keras_fa.analysis").audit
     raise AttributeError(f"module 'keras_fa' has no attribute {name!r}")

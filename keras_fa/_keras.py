@@ -62,6 +62,18 @@ def is_own_operation(operation):
     )
 
 
+def sums_in(model):
+    """The operations that `x + y` made in a model's graph, a list; empty without one.
+
+    `operations` is public; their class is not.
+    """
+    return [
+        operation
+        for operation in getattr(model, "operations", ())
+        if is_own_operation(operation) and type(operation).__name__ == "Add"
+    ]
+
+
 def follows_its_graph(model):
     """Whether what a model computes is what its graph says: its call is Keras's own.
 

@@ -294,6 +294,93 @@ def loss_bound(
     return grid(list(panels), draw, path, ax, chooser="runs")
 
 
+def audit(verdicts, path=None, *, parts=None):
+    """Draws audits: the layers downwards, the parts of `keras_fa.audit` across.
+
+    Growth of the activations since initialisation; norm of the true error signal, its
+    rounding floor dotted; cosines of the weights' gradients; effective rank of the
+    error signal through the feedback, the true one dotted. What is not measurable is
+    not drawn.
+
+    Args:
+        verdicts: A `keras_fa.analysis.Verdict`, its `to_dict()` or the path of an
+            audit.json; or a dict of several of them by name, networks of the same
+            layers.
+        path: As for `potential_ratio`.
+        parts: Those of "growth", "true signal", "cosine" and "effective rank" to draw,
+            one or a list; None for all.
+
+    Returns:
+        `matplotlib.figure.Figure`.
+
+    Raises:
+        ValueError: If a part is unknown or the networks have not the same layers.
+        OSError: If a file is not there, or the image cannot be written.
+        keras_fa.results.RunFolderError: If a file is no audit's.
+    """
+    if not isinstance(verdicts, dict) or "layers" in verdicts:
+        verdicts = {"": verdicts}
+    tables = {name: _audited(one) for name, one in verdicts.items()}
+    first = next(iter(tables.values()))
+    names = [row["layer"] for row in first["layers"]]
+    for name, table in tables.items():
+        if [row["layer"] for row in table["layers"]] != names:
+            raise ValueError(
+                f"The audit {name!r} is of a network with other layers than the first "
+                "one. Draw it in a figure of its own."
+            )
+    columns = {
+        "growth": ("growth", None, "log"),
+        "true signal": ("true_signal_norm", "floor", "log"),
+        "cosine": ("cosine", None, "linear"),
+        "effective rank": ("rank", "true_rank", "linear"),
+    }
+    parts = _chosen(list(columns), parts, "parts")
+    size = (3.0 * len(parts) + 3.0, 0.24 * len(names) + 1.4)
+    figure = _Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(1, len(parts), sharey=True, squeeze=False)[0]
+    for axis, part in zip(axes, parts, strict=True):
+        main, beside, scale = columns[part]
+        for name, table in tables.items():
+            # A gap where nothing was measured.
+            values = [
+                [
+                    np.nan if row.get(key) is None else row[key]
+                    for row in table["layers"]
+                ]
+                for key in (main, beside)
+            ]
+            label = f"{name}: {table['verdict']}" if name else table["verdict"]
+            rows = range(len(names))
+            (line,) = axis.plot(values[0], rows, "o", markersize=4, label=label)
+            color = line.get_color()
+            axis.plot(values[1], rows, ":", color=color, linewidth=1.2)
+        axis.set(xlabel=part, xscale=scale)
+        axis.grid(axis="y", color="#eeeeee")
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].set_yticks(range(len(names)), names, fontsize=8)
+    axes[0].invert_yaxis()
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", frameon=False)
+    if path is not None:
+        _write(figure, path)
+    return figure
+
+
+def _audited(verdict):
+    """The dict of an audit, wherever it is."""
+    if isinstance(verdict, analysis.Verdict):
+        return verdict.to_dict()
+    if isinstance(verdict, str | os.PathLike):
+        verdict = run_folder.read_json(verdict, "Audit the run again.")
+    if not {"verdict", "layers"} <= set(verdict):
+        raise ValueError(
+            "Expected the verdict of keras_fa.audit, its to_dict() or the path of an "
+            f"audit.json. Received: {verdict!r:.80}."
+        )
+    return verdict
+
+
 def search(table, objective, space, path=None, *, fields=None, ax=None):
     """Draws the objective of the trials of a search against each tuned field.
 
@@ -359,16 +446,7 @@ def grid(items, draw, path=None, ax=None, chosen=None, chooser="items"):
     """
     if not items:
         return None
-    if chosen is not None:
-        chosen = [chosen] if isinstance(chosen, str) else list(chosen)
-        for item in chosen:
-            if item not in items:
-                raise ValueError(
-                    f"There is no {item!r} to draw."
-                    f"{registry.did_you_mean(item, items)} Known {chooser}: "
-                    f"{', '.join(items)}."
-                )
-        items = chosen
+    items = _chosen(items, chosen, chooser)
     if ax is None:
         figure, axes = _panels(len(items))
     elif len(items) == 1:
@@ -396,6 +474,21 @@ def grid(items, draw, path=None, ax=None, chosen=None, chooser="items"):
     if path is not None:
         _write(figure, path)
     return figure
+
+
+def _chosen(items, chosen, chooser):
+    """Those of the items that were asked for: all of them for None."""
+    if chosen is None:
+        return items
+    chosen = [chosen] if isinstance(chosen, str) else list(chosen)
+    for item in chosen:
+        if item not in items:
+            raise ValueError(
+                f"There is no {item!r} to draw."
+                f"{registry.did_you_mean(item, items)} Known {chooser}: "
+                f"{', '.join(items)}."
+            )
+    return chosen
 
 
 class _Figure(matplotlib.figure.Figure):

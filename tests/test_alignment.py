@@ -872,6 +872,44 @@ def test_error_alignment_of_recurrent_layers_is_that_of_their_outputs():
         assert errors.cosine == pytest.approx(expected, abs=1e-6)
 
 
+@pytest.mark.parametrize("run_eagerly", [False, True])
+def test_error_alignment_of_several_cells_in_one_loop_is_that_of_the_last(run_eagerly):
+    inputs = keras.Input((5, 4))
+    cells = [layers.SimpleRNNCell(3, name=name) for name in ("low", "high")]
+    x = layers.TimeDistributed(layers.Dense(4, name="each"))(inputs)
+    model = keras.Model(inputs, layers.Dense(1, name="out")(layers.RNN(cells)(x)))
+    model, _ = models.convert(model, "fa")
+    x, y = np.random.normal(size=(2, 5, 4)).astype("float32"), np.zeros((2, 1))
+    errors = analysis.GradientAlignment(model, "mse", run_eagerly).errors(x, y)
+    assert set(errors) == {"each", "high"}
+    expected = analysis.weight_alignment(model)["out"]
+    assert errors["high"].cosine == pytest.approx(expected, abs=1e-6)
+
+
+def test_inputs_and_outputs_by_name_tokens_and_grouped_queries_are_measured():
+    inputs = {
+        "tokens": keras.Input((3,), dtype="int32", name="tokens"),
+        "floats": keras.Input((4,), name="floats"),
+    }
+    x = layers.Embedding(7, 4, name="table")(inputs["tokens"])
+    norm = layers.RMSNormalization(name="norm")(x)
+    x = x + layers.GroupQueryAttention(2, 4, 2, name="attend")(norm, norm)
+    x = layers.Flatten()(x + layers.Dense(4, name="side")(inputs["floats"])[:, None])
+    heads = {
+        name: layers.Dense(size, name=name)(x) for name, size in (("a", 3), ("b", 1))
+    }
+    model, _ = models.convert(keras.Model(inputs, heads), "fa")
+    x = {"tokens": np.arange(6).reshape(2, 3) % 7, "floats": np.ones((2, 4), "float32")}
+    y = {"a": np.array([0, 2]), "b": np.zeros((2, 1), "float32")}
+    loss = {"a": CROSSENTROPY, "b": "mse"}
+    parts = {"query", "key", "value", "attention_output"}
+    assert set(analysis.weight_alignment(model)) == parts | {"side", "a", "b"}
+    result = analysis.gradient_alignment(model, x, y, loss)
+    assert set(result.layers) == parts | {"table", "norm", "side", "a", "b"}
+    assert set(analysis.error_alignment(model, x, y, loss)) == parts | {"side"}
+    assert result.layers["a"].cosine == pytest.approx(1)
+
+
 def test_error_alignment_under_direct_feedback_and_of_keyword_calls():
     model = models.mlp((6,), (8, 7), 3, rule="dfa")
     x, _ = batch((12, 6))

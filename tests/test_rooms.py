@@ -49,6 +49,8 @@ ROOMS = (
     "analysis._ledger",
     "analysis._alignment",
     "analysis._gradient_alignment",
+    "analysis._survey",
+    "analysis._audit",
     "analysis",
     "callbacks",
     "distribution",

@@ -1,4 +1,4 @@
-"""The instruments: conserved groups and their ledger, alignment, dominance."""
+"""The instruments: conserved groups and their ledger, alignment, dominance, audits."""
 
 from keras_fa.analysis._alignment import (
     alignment_terms,
@@ -7,6 +7,7 @@ from keras_fa.analysis._alignment import (
     weight_alignment,
     weight_alignment_bounds,
 )
+from keras_fa.analysis._audit import AuditRow, Verdict, audit
 from keras_fa.analysis._conservation import drift, potentials, relative_drift
 from keras_fa.analysis._dominance import loss_bound, running_alpha, separability
 from keras_fa.analysis._gradient_alignment import (
@@ -19,9 +20,12 @@ from keras_fa.analysis._ledger import Ledger
 from keras_fa.analysis._minimum_norm import minimum_norm_distance
 
 __all__ = [
+    "AuditRow",
     "GradientAlignment",
     "Ledger",
+    "Verdict",
     "alignment_terms",
+    "audit",
     "conserved_groups",
     "drift",
     "error_alignment",

@@ -7,7 +7,6 @@ TensorFlow itself, for its gradient tape.
 
 import contextlib
 import dataclasses
-import functools
 import inspect
 import math
 import warnings
@@ -23,7 +22,7 @@ from keras_fa.analysis._alignment import (
     found_feedback_layers,
     layer_keys,
 )
-from keras_fa.layers import FeedbackMixin, feedback_layers, forward_variables
+from keras_fa.layers import DirectFeedback, FeedbackMixin, forward_variables
 
 _ACTIVATIONS = (
     keras.layers.Activation,
@@ -67,6 +66,8 @@ class GradientAlignment:
             is unknown or depends on no trainable variable, or targets are missing.
     """
 
+    _measures = ("_compare_gradients", "_compare_signals", "_small_step")
+
     def __init__(self, model, loss=None, run_eagerly=False, loss_weights=None):
         found_feedback_layers(model)
         if loss is None and not model.compiled:
@@ -89,10 +90,9 @@ class GradientAlignment:
         self._layer_names = _owners(model)
         self._prepared = run_eagerly
         if not run_eagerly:
-            compiled = functools.partial(tf.function, reduce_retracing=True)
-            self._compare_gradients = compiled(self._compare_gradients)
-            self._compare_signals = compiled(self._compare_signals)
-            self._small_step = compiled(self._small_step)
+            for name in self._measures:
+                method = tf.function(getattr(self, name), reduce_retracing=True)
+                setattr(self, name, method)
 
     def __call__(self, x, y, sample_weight=None):
         """The alignment on one batch: see `gradient_alignment`."""
@@ -105,8 +105,8 @@ class GradientAlignment:
         }
         return GradientAlignmentResult(
             float(loss),
-            _from_squares(np.sum(list(layers.values()), axis=0)),
-            {name: _from_squares(squares) for name, squares in layers.items()},
+            from_squares(np.sum(list(layers.values()), axis=0)),
+            {name: from_squares(squares) for name, squares in layers.items()},
         )
 
     def loss_decrease(self, x, y, step_size, sample_weight=None):
@@ -136,7 +136,7 @@ class GradientAlignment:
         """The alignment of the error signals on one batch: see `error_alignment`."""
         batch = self._batch(x, y, sample_weight)
         _, terms = self._scaled(self._compare_signals, batch, per_example)
-        return {name: _from_squares(term) for name, term in terms.items()}
+        return {name: from_squares(term) for name, term in terms.items()}
 
     def _batch(self, x, y, sample_weight):
         loss = self.model.loss if self._loss is None else self._loss
@@ -173,11 +173,11 @@ class GradientAlignment:
 
     def _gradient_pair(self, batch, scale):
         loss, feedback = self._gradients(batch, scale)
-        with _backpropagation(self.model):
+        with backpropagation(self.model):
             _, true = self._gradients(batch, scale)
         pairs = [
             # Without a gradient on either side there is nothing to compare.
-            None if one is None and other is None else _filled(one, other)
+            None if one is None and other is None else filled(one, other)
             for one, other in zip(true, feedback, strict=True)
         ]
         if not any(pairs):
@@ -193,12 +193,12 @@ class GradientAlignment:
         terms = {}
         for name, pair in zip(self._layer_names, pairs, strict=True):
             if pair is not None:
-                terms[name] = terms.get(name, 0) + _squares(*pair, scale)
+                terms[name] = terms.get(name, 0) + squares(*pair, scale)
         return loss, terms
 
     def _small_step(self, batch, scale, step_size):
         before, pairs = self._gradient_pair(batch, scale)
-        slope = tf.add_n([_squares(*p, scale)[0] for p in pairs if p is not None])
+        slope = tf.add_n([squares(*p, scale)[0] for p in pairs if p is not None])
         if scale is not None:
             step_size = step_size / scale
         values = [
@@ -211,7 +211,7 @@ class GradientAlignment:
 
     def _compare_signals(self, batch, scale, per_example):
         feedback = self._error_signals(batch, scale)
-        with _backpropagation(self.model):
+        with backpropagation(self.model):
             true = self._error_signals(batch, scale)
         terms = {}
         # A direct rule's last step stands between the output layer and the outputs.
@@ -219,39 +219,56 @@ class GradientAlignment:
             for pair in zip(true[name], feedback[name], strict=True):
                 if pair[0] is None and pair[1] is None:
                     continue
-                pair = _filled(*pair)
+                pair = filled(*pair)
                 if not per_example:
                     pair = [tf.reduce_sum(side, axis=0) for side in pair]
-                terms[name] = terms.get(name, 0) + _squares(*pair, scale)
+                terms[name] = terms.get(name, 0) + squares(*pair, scale)
         return tf.zeros(()), terms
 
     def _gradients(self, batch, scale):
         values = self._values()
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch(values)
-            loss, _ = self._forward(batch, values)
-            objective = _times(loss, scale)
-        # Those of embeddings are slices.
-        return loss, [
-            None if gradient is None else tf.convert_to_tensor(gradient)
-            for gradient in tape.gradient(objective, values)
-        ]
+        loss, gradients, _ = self._traced(batch, scale, values, watched=values)
+        return loss, gradients
 
     def _error_signals(self, batch, scale):
-        with (
-            tf.GradientTape(watch_accessed_variables=False) as tape,
-            _hidden_outputs(self.model, tape.watch) as hidden,
-        ):
-            loss, outputs = self._forward(batch, self._values())
-            objective = _times(loss, scale)
+        _, _, hidden = self._traced(batch, scale, self._values(), everything=False)
+        return {name: [signal for _, signal in calls] for name, calls in hidden.items()}
+
+    def _traced(self, batch, scale, values, watched=(), everything=None):
+        """One pass, forward and backward.
+
+        Args:
+            batch: From `_batch`.
+            scale: Of the loss, or None.
+            values: Of the forward variables.
+            watched: Those of which the gradients are wanted.
+            everything: Whether to look at all places that have an output, what the
+                model returns among them, or only at those of `error_alignment`; None
+                for none.
+
+        Returns:
+            (loss, gradients, hidden): gradients of the watched, None where there is
+            none, and `{key: [(h, dL/dh)]}` with an entry for each call.
+        """
+        looking = contextlib.nullcontext({})
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            if everything is not None:
+                looking = hidden_outputs(self.model, tape.watch, everything)
+            with looking as hidden:
+                tape.watch(watched)
+                loss, outputs = self._forward(batch, values)
+                objective = _times(loss, scale)
         outputs = {id(output) for output in keras.tree.flatten(outputs)}
-        hidden = [item for key, item in hidden.items() if key not in outputs]
-        signals = tape.gradient(objective, [tensor for _, tensor in hidden])
+        hidden = [v for k, v in hidden.items() if everything or k not in outputs]
+        tensors = [tensor for _, tensor in hidden]
+        gradients, signals = tape.gradient(objective, [list(watched), tensors])
         # A layer that the model calls more than once has a signal for each call.
         named = {}
-        for (name, _), signal in zip(hidden, signals, strict=True):
-            named.setdefault(name, []).append(signal)
-        return named
+        for (name, tensor), signal in zip(hidden, signals, strict=True):
+            named.setdefault(name, []).append((tensor, signal))
+        # Those of embeddings are slices.
+        gradients = [g if g is None else tf.convert_to_tensor(g) for g in gradients]
+        return loss, gradients, named
 
     def _values(self):
         return [tf.convert_to_tensor(v.value) for v in forward_variables(self.model)]
@@ -394,8 +411,9 @@ def error_alignment(
     h is the output of a feedback layer after its activation: its own `activation=` or
     the activation layer that takes its output directly. Where another layer takes it,
     as BatchNorm does, h is the feedback layer's output itself; of a recurrent layer it
-    is the layer's output, under the key of its cell. What the model returns is left
-    out, as no feedback reaches the error there.
+    is the layer's output, under the key of its cell, the last one of several. What
+    the model returns is left out, as no feedback reaches the error there. So is what
+    runs in a loop of one's own, unless the instrument runs eagerly.
 
     Args:
         model: A built Keras model with feedback layers. Nothing in it changes.
@@ -421,7 +439,7 @@ def error_alignment(
 
 
 @contextlib.contextmanager
-def _backpropagation(model):
+def backpropagation(model):
     """Backpropagation in place of every layer's own rule, while a pass is traced."""
     # A DirectFeedback, which is no feedback layer, has a rule too.
     layers = [x for x in _keras.layers_of(model) if hasattr(x, "_rule")]
@@ -436,45 +454,89 @@ def _backpropagation(model):
 
 
 @contextlib.contextmanager
-def _hidden_outputs(model, watch):
-    """Fills `{id: (layer's key, h)}` while a pass is traced; see `error_alignment`."""
-    hidden, keys = {}, layer_keys(model)
-    everything = _keras.layers_of(model)
-    recurrent = [x for x in everything if isinstance(x, keras.layers.RNN)]
-    cells = {id(x.cell): keys.get(id(x.cell)) for x in recurrent}
-    # What a recurrent layer has outside of its loop is not the cell's.
-    layers = [x for x in feedback_layers(model) if id(x) not in cells]
-    names = {id(x): keys.get(id(x)) for x in layers}
-    for layer in recurrent:
-        if isinstance(layer.cell, FeedbackMixin):
-            names[id(layer)] = cells[id(layer.cell)]
-            layers.append(layer)
-    layers += [x for x in everything if isinstance(x, _ACTIVATIONS)]
+def hidden_outputs(model, watch, everything=False):
+    """Fills `{id: (key, h)}` in order while a pass runs; see `error_alignment`.
 
-    def recorded(layer, call):
+    Args:
+        model: A Keras model.
+        watch: Called with each h.
+        everything: Whether to look at all that has weights, in itself or in layers
+            inside it, and at the sums of residual streams.
+    """
+    hidden, places = {}, _places(model, everything)
+
+    def recorded(operation, name, call):
         def call_and_record(*args, **kwargs):
             outputs = call(*args, **kwargs)
+            key = name
             # With its states behind it, where it returns them.
             output, *_ = keras.tree.flatten(outputs)
-            name = names.get(id(layer))
-            if isinstance(layer, _ACTIVATIONS):
+            if isinstance(operation, _ACTIVATIONS):
                 taken, *_ = (*args, *kwargs.values())
-                name, _ = hidden.pop(id(taken), (None, None))
-            if name is not None:
+                key, _ = hidden.pop(id(taken), (None, None))
+            # What holds the last layer of its call returns what that returned.
+            if key is not None and id(output) not in hidden:
                 watch(output)
                 # Kept with its tensor, or the id could be given to another one.
-                hidden[id(output)] = name, output
+                hidden[id(output)] = key, output
             return outputs
 
         return call_and_record
 
     try:
-        for layer in layers:
-            _keras.replace_call(layer, recorded(layer, layer.call))
+        for operation, name in places:
+            call = recorded(operation, name, operation.call)
+            _keras.replace_call(operation, call)
         yield hidden
     finally:
-        for layer in layers:
-            _keras.restore_call(layer)
+        for operation, _ in places:
+            _keras.restore_call(operation)
+
+
+def _places(model, everything):
+    """`(layer, key)` of all that has an h, the key None of activations alone."""
+    keys, parts = layer_keys(model), _keras.layers_of(model)
+
+    def counts(layer):
+        trains = everything and _keras.own_variables(layer)[0]
+        return isinstance(layer, FeedbackMixin) or bool(trains)
+
+    recurrent = [x for x in parts if isinstance(x, keras.layers.RNN)]
+    # What a recurrent layer has outside of its loop is that of its last cell.
+    loops = [(x, [c for c in _keras.layers_of(x.cell) if counts(c)]) for x in recurrent]
+    inside = {id(c) for x in recurrent for c in _keras.layers_of(x.cell)}
+    # A model is no place in itself; a direct rule's last layer is none of the forward
+    # pass.
+    outside = [
+        x
+        for x in parts
+        if x is not model and id(x) not in inside and not isinstance(x, DirectFeedback)
+    ]
+    places = [(x, keys.get(id(x))) for x in outside if counts(x)]
+    places += [(x, keys.get(id(cells[-1]))) for x, cells in loops if cells]
+    if everything:
+        known = {id(x) for x, _ in places}
+        more = [x for x in outside if id(x) not in known and _is_block(x)]
+        sums = [op for part in parts for op in _keras.sums_in(part)]
+        taken = set(keys.values())
+        for operation in (*more, *sums):
+            name, number = operation.name, 1
+            while (key := name if number == 1 else f"{name}.{number}") in taken:
+                number += 1
+            taken.add(key)
+            places.append((operation, key))
+    return places + [(x, None) for x in parts if isinstance(x, _ACTIVATIONS)]
+
+
+def _is_block(layer):
+    """Whether a layer adds streams up, or holds layers with weights and calls them."""
+    if isinstance(layer, keras.layers.Add):
+        return True
+    # What these hold has a place of its own under the name of what has the weights.
+    if isinstance(layer, (keras.layers.RNN, keras.layers.Wrapper)):
+        return False
+    inside = [x for x in _keras.layers_of(layer) if x is not layer]
+    return any(_keras.own_variables(x)[0] for x in inside)
 
 
 def _owners(model):
@@ -486,7 +548,7 @@ def _owners(model):
     return [owners[id(variable)] for variable in forward_variables(model)]
 
 
-def _filled(*sides):
+def filled(*sides):
     """A pair of gradients, zeros where one side has none: it stands still there."""
     shape = next(side for side in sides if side is not None)
     return [tf.zeros_like(shape) if side is None else side for side in sides]
@@ -496,7 +558,7 @@ def _times(loss, scale):
     return loss if scale is None else loss * tf.cast(scale, loss.dtype)
 
 
-def _squares(true, feedback, scale):
+def squares(true, feedback, scale):
     """<true, feedback>, |true|^2 and |feedback|^2, which add up over variables."""
     true, feedback = (tf.cast(side, tf.float64) for side in (true, feedback))
     if scale is not None:
@@ -510,6 +572,6 @@ def _squares(true, feedback, scale):
     )
 
 
-def _from_squares(terms):
+def from_squares(terms):
     inner_product, true, feedback = (float(term) for term in terms)
     return Alignment(inner_product, math.sqrt(true), math.sqrt(feedback))

@@ -10,7 +10,7 @@ import ml_collections
 import numpy as np
 import tensorflow as tf
 
-from keras_fa import __version__, _keras, distribution
+from keras_fa import __version__, _keras, analysis, distribution
 from keras_fa import rules as feedback_rules
 from keras_fa.lab import config as configuration
 from keras_fa.lab import recording, run_folder
@@ -18,7 +18,7 @@ from keras_fa.lab.build import build, check_loss, instruments, load, measures_of
 from keras_fa.lab.checkpoints import Checkpoints
 from keras_fa.layers import forward_variables
 
-__all__ = ["build", "compare", "load", "load_model", "run"]
+__all__ = ["audit", "build", "compare", "load", "load_model", "run"]
 
 
 def run(config, workdir, strategy="default", progress=False, extra_callbacks=()):
@@ -124,7 +124,11 @@ def load_model(workdir):
         keras_fa.datasets.DatasetNotFound: If the data set is not there.
     """
     config = ml_collections.FrozenConfigDict(run_folder.read_config(workdir))
-    model = build(config, load(config))
+    return _restored(workdir, build(config, load(config)))
+
+
+def _restored(workdir, model):
+    """A built model with the weights and the state of a run's newest checkpoint."""
     checkpoints = Checkpoints(pathlib.Path(workdir) / "checkpoints", model, None)
     if not checkpoints.restore():
         raise run_folder.RunFolderError(
@@ -132,6 +136,92 @@ def load_model(workdir):
             "it again."
         )
     return model
+
+
+# In what a run and its baselines may differ.
+_APART = (
+    "model.frozen",
+    "rule",
+    "seed",
+    "instruments",
+    "log_every",
+    "checkpoint_every",
+)
+_BASELINES = {"body": "its body frozen", "all_but_last": "its last layer alone trained"}
+
+
+def audit(workdir, baselines=(), size=512):
+    """Whether the depth of a run's network learned: `keras_fa.audit` of its folder.
+
+    On its first training examples, with its network before training as the reference.
+
+    Args:
+        workdir: The folder of a finished run.
+        baselines: Folders of finished runs of the same network with part of it frozen
+            (`config.model.frozen`) and the same budget. They may be under another rule
+            and of other seeds; of several of one kind the mean counts. Without any,
+            depth utility is not measured.
+        size: How many examples.
+
+    Returns:
+        `keras_fa.analysis.Verdict`.
+
+    Raises:
+        ValueError: If a baseline has nothing frozen, or differs from the run in its
+            data, network or budget, or the accuracy is not known.
+        keras_fa.results.RunFolderError: If a folder holds no finished run.
+    """
+    stored = run_folder.read_config(workdir)
+    score, scores = None, {}
+    if baselines:
+        score = _accuracy(workdir)
+        for folder in baselines:
+            scores.setdefault(_kind(folder, stored), []).append(_accuracy(folder))
+    config = ml_collections.FrozenConfigDict(stored)
+    dataset = load(config)
+    x, y = (array[:size] for array in dataset.arrays("train"))
+    model = _restored(workdir, build(config, dataset))
+    reference = build(config, dataset)
+    return analysis.audit(
+        model, x, y, reference=reference, score=score, baselines=scores
+    )
+
+
+def _kind(folder, trained):
+    """What a baseline is called, once it is seen to be one of the run's."""
+    config = run_folder.read_config(folder)
+    frozen = config["model"].get("frozen")
+    if frozen is None:
+        raise ValueError(
+            f"{folder} is no baseline: nothing in its network was frozen. Expected a "
+            'run with config.model.frozen, such as "body" or "all_but_last".'
+        )
+    flat = [
+        {k: v for k, v in run_folder.flatten(c).items() if not k.startswith(_APART)}
+        for c in (config, trained)
+    ]
+    if different := run_folder.differences(*flat):
+        lines = [d.replace("in the folder", "there") for d in different[:5]]
+        raise ValueError(
+            f"{folder} is no baseline of the run: it differs in more than what is "
+            "frozen, rule and seed:\n  " + "\n  ".join(lines)
+        )
+    return _BASELINES.get(frozen, f"{frozen} frozen")
+
+
+def _accuracy(folder):
+    summary = run_folder.read_summary(folder)
+    if summary is None or summary["status"] != "finished":
+        raise run_folder.RunFolderError(
+            f"The run in {folder} is not finished: give the command that began it "
+            "again."
+        )
+    if summary["final"].get("val_accuracy") is None:
+        raise ValueError(
+            f"The run in {folder} has no accuracy, by which depth utility is measured. "
+            "Audit it without baselines."
+        )
+    return summary["final"]["val_accuracy"]
 
 
 def _train(config, folder, strategy, progress, extra_callbacks):

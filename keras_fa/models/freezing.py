@@ -40,7 +40,7 @@ def freeze(model, what):
         if not isinstance(layer, DirectFeedback) and _keras.own_variables(layer)[0]
     }
     if what in (BODY, ALL_BUT_LAST):
-        first, last = _ends(model)
+        first, last = ends(model)
         spared = last if what == ALL_BUT_LAST else [*first, *last]
         spared = {id(part) for layer in spared for part in _keras.layers_of(layer)}
         frozen = {p: x for p, x in weighty.items() if id(x) not in spared}
@@ -73,7 +73,7 @@ def _fits(path, pattern):
     return any(fnmatch.fnmatchcase(name, pattern) for name in names)
 
 
-def _ends(model):
+def ends(model):
     """The first and the last layers with weights, two lists."""
     if getattr(model, "inputs", None) is None or not _keras.follows_its_graph(model):
         layers = [x for x in model.layers if _has_weights(x)]
