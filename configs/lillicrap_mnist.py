@@ -1,0 +1,31 @@
+r"""784-1000-10 sigmoid network on MNIST, the first that feedback alignment trained.
+
+Source: Lillicrap et al. (2016), Nature Communications 7, 13276, whose error under
+    feedback alignment lies between 2% and 3%.
+Command: python trainers/train.py --config=configs/lillicrap_mnist.py --workdir=DIR
+Expected: at most 3% of the test images wrong; a minute on one core.
+
+Choices of our own: Glorot uniform W and B, cross-entropy of the sigmoid outputs, so that
+the output's error is y - t, batches of 64, and a learning rate that falls twice.
+"""
+
+from keras_fa.config import default_config
+
+
+def get_config():
+    config = default_config()
+    config.dataset.name = "mnist"
+    config.model.hidden_units = (1000,)
+    config.model.activation = "sigmoid"
+    config.loss = "sigmoid_cross_entropy"
+    config.optimizer.learning_rate = 0.2
+    config.schedule.boundaries = (20, 26)
+    config.schedule.factors = (0.3, 0.1)
+    config.batch_size = 64
+    config.epochs = 30
+    config.log_every = 2
+    config.checkpoint_every = 10
+    # A sigmoid is not homogeneous: nothing is conserved.
+    config.instruments.conservation = False
+    config.instruments.error_alignment = True
+    return config
