@@ -5,8 +5,8 @@ Source: Lillicrap et al. (2016), Nature Communications 7, 13276, whose error und
 Command: python trainers/train.py --config=configs/lillicrap_mnist.py --workdir=DIR
 Expected: at most 3% of the test images wrong; a minute on one core.
 
-Choices of our own: Glorot uniform W and B, cross-entropy of the sigmoid outputs, so that
-the output's error is y - t, batches of 64, and a learning rate that falls twice.
+Choices of our own: Glorot uniform W and B, cross-entropy of the sigmoid outputs, so
+that the output's error is y - t, batches of 64, and a learning rate that falls twice.
 """
 
 from keras_fa.config import default_config

@@ -5,11 +5,11 @@ Source: Nokland (2016), arXiv 1609.01596: 1.45% of the test images wrong with dr
 Command: python trainers/train.py --config=configs/nokland_mnist.py --workdir=DIR
 Expected: 1.75% or less; some minutes on one core.
 
-Inputs within [0, 1], a tenth of them dropped; half of the hidden units dropped; sigmoid
-outputs with cross-entropy; all weights zero at the start (Glorot uniform for a rule that
+Inputs within [0, 1], a tenth of them dropped; half of the hidden units dropped;
+sigmoid outputs with cross-entropy; all weights zero at the start (for a rule that
 cannot start there: `--config.model.kernel_initializer=glorot_uniform`); RMSprop of
-smoothing 0.99; batches of 64. Departures: 60 epochs in place of 300, with a learning rate
-that starts at five times the author's 1e-4 and falls, for which the paper had a
+smoothing 0.99; batches of 64. Departures: 60 epochs in place of 300, with a learning
+rate that starts at five times the author's 1e-4 and falls, for which the paper had a
 validation set.
 """
 
