@@ -48,7 +48,7 @@ def test_an_unknown_name_lists_the_known_ones(folder):
     with pytest.raises(
         ValueError,
         match=r"no file .digts., and no config of that name\. Did you mean .digits.\? "
-        r"Known: mine, akrout_mnist, cifar100_lenet, digits",
+        r"Known: mine, akrout_mnist, .*digits",
     ):
         plans.read_config("digts")
 

@@ -18,6 +18,7 @@ from keras_fa.papers import (
     akrout,
     class_subsets,
     drawing,
+    mnist_errors,
     noisy_mnist,
     printed,
     report,
@@ -361,3 +362,34 @@ def test_akrouts_table_compares_what_his_code_did_and_shows_both_steps(tmp_path)
     assert again.checks == told.checks
     [table] = again.tables.values()
     assert list(table[table["method"] == "sign-FA"]["authors' log"]) == ["-"]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected", "points", "holds"),
+    [
+        ("lillicrap_mnist", printed.LILLICRAP, None, {"FA: error at most 3.0%": True}),
+        (
+            "nokland_mnist",
+            printed.NOKLAND,
+            0.3,
+            {"DFA: error within 0.3 points of the source": False},
+        ),
+    ],
+)
+def test_errors_stand_beside_those_of_the_source(
+    tmp_path, name, expected, points, holds
+):
+    config, axes = grid(name)
+    runs = tmp_path / "runs" / name
+    for cell in sweeps.cells(config, axes):
+        # 2.0, 2.5 and 3.0% over the seeds.
+        accuracy = 0.98 - 0.005 * cell.config.seed
+        line = {"epoch": 30, "val_accuracy": accuracy, "accuracy": 1.0}
+        leave(cell, runs, [{"epoch": 0}, {**line, "epoch": 1}, line])
+    told = section(name)
+    mnist_errors.errors(told, sections.read_runs(runs), tmp_path, expected, points)
+    [table] = told.tables.values()
+    assert set(table["test error, %"]) == {"2.50 ± 0.29"}
+    assert set(table["train error, %"]) == {"0"}
+    assert {claim: true for claim, true, _ in told.checks} == holds
+    assert (tmp_path / f"{name}.png").stat().st_size > 5000

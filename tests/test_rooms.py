@@ -88,6 +88,7 @@ ROOMS = (
     "papers.class_subsets",
     "papers.convergence",
     "papers.linear_map",
+    "papers.mnist_errors",
     "papers.noisy_mnist",
     "papers.song",
     "papers.experiments",

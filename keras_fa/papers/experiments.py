@@ -7,7 +7,9 @@ from keras_fa.papers import (
     class_subsets,
     convergence,
     linear_map,
+    mnist_errors,
     noisy_mnist,
+    printed,
     song,
 )
 
@@ -135,5 +137,23 @@ EXPERIMENTS = {
         "MNIST under Kolen-Pollack's rule and weight mirrors",
         "Akrout et al. (2019), the authors' code and logs",
         (akrout.akrout_mnist,),
+    ),
+    "lillicrap_mnist": Experiment(
+        "lillicrap_mnist",
+        "MNIST: the first network under feedback alignment",
+        "Lillicrap et al. (2016)",
+        (_with(mnist_errors.errors, printed.LILLICRAP),),
+    ),
+    "nokland_mnist": Experiment(
+        "nokland_mnist",
+        "MNIST: direct feedback from zero weights",
+        "Nokland (2016)",
+        (_with(mnist_errors.errors, printed.NOKLAND, 0.3),),
+    ),
+    "biotorch_mnist_lenet": Experiment(
+        "biotorch_mnist_lenet",
+        "MNIST: LeNet under the rules of biotorch",
+        "biotorch (2021), benchmark table",
+        (_with(mnist_errors.errors, printed.BIOTORCH, 0.3),),
     ),
 }
