@@ -675,3 +675,27 @@ def same_lambda(layer):
         arguments=layer.arguments,
         **keras.Layer.get_config(layer),
     )
+
+
+def fused_batch_norm(x, gamma, beta, epsilon):
+    """Normalises over all but the last axis of four, by one kernel with a gradient.
+
+    Public in `keras.ops` is `batch_normalization` alone, which is given the moments.
+
+    Returns:
+        `(outputs, mean, variance)`, the variance that of the sum over the size.
+    """
+    import tensorflow as tf
+
+    outputs, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
+        x=x,
+        scale=gamma,
+        offset=beta,
+        mean=[],
+        variance=[],
+        epsilon=epsilon,
+        is_training=True,
+    )
+    # The kernel's is the unbiased estimate, but for that of a single value.
+    size = tf.cast(tf.size(x) // x.shape[-1], variance.dtype)
+    return outputs, mean, variance * (tf.maximum(size - 1, 1) / size)

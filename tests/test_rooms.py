@@ -29,6 +29,7 @@ ROOMS = (
     "layers.einsum",
     "layers.attention",
     "layers.embedding",
+    "layers.normalization",
     "layers.recurrent",
     "layers",
     "models.wiring",

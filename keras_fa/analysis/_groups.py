@@ -16,6 +16,7 @@ from keras_fa import _keras, rules
 from keras_fa.analysis import _graph
 from keras_fa.layers import (
     COUNTERPARTS,
+    BatchNormalization,
     DirectFeedback,
     FeedbackDense,
     FeedbackMixin,
@@ -25,6 +26,7 @@ from keras_fa.layers import (
 # compute anything.
 _LINEAR = {layers.Dense, layers.Conv1D, layers.Conv2D, layers.Conv3D}
 _STOCK = {feedback: stock for stock, feedback in COUNTERPARTS.items()}
+_NORMS = {layers.BatchNormalization, BatchNormalization}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -449,7 +451,7 @@ def _is_kerass(loss):
 
 
 def _is_norm(layer):
-    return type(layer) is layers.BatchNormalization and "call" not in vars(layer)
+    return type(layer) in _NORMS and "call" not in vars(layer)
 
 
 def _reads_its_own_alone(call):
@@ -561,7 +563,7 @@ def _group(name, producing, consuming, units, reason):
         )
         for end in consuming
     )
-    norms = [type(end.layer) is layers.BatchNormalization for end in consuming]
+    norms = [type(end.layer) in _NORMS for end in consuming]
     kind = "norm" if norms and all(norms) else "potential"
     return Group(name, kind, producers, consumers, int(units.max()) + 1, reason or None)
 

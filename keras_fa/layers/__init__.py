@@ -36,6 +36,7 @@ from keras_fa.layers.depthwise import (
 from keras_fa.layers.direct import DirectFeedback
 from keras_fa.layers.einsum import FeedbackEinsumDense
 from keras_fa.layers.embedding import FeedbackReversibleEmbedding
+from keras_fa.layers.normalization import BatchNormalization
 from keras_fa.layers.recurrent import (
     FeedbackGRU,
     FeedbackGRUCell,
@@ -48,6 +49,7 @@ from keras_fa.layers.recurrent import (
 
 __all__ = [
     "COUNTERPARTS",
+    "BatchNormalization",
     "DirectFeedback",
     "FeedbackConv1D",
     "FeedbackConv1DTranspose",

@@ -7,7 +7,7 @@ import keras
 from keras import layers
 
 from keras_fa import rules
-from keras_fa.layers import FeedbackConv2D, FeedbackDense
+from keras_fa.layers import BatchNormalization, FeedbackConv2D, FeedbackDense
 from keras_fa.models.conversion import convert
 from keras_fa.models.wiring import wire
 from keras_fa.registry import register
@@ -222,10 +222,13 @@ def resnet18(
     dense = _factory(FeedbackDense, shared, True, kernel_initializer, "zeros", dtype)
 
     def conv_bn(x, filters, size, strides, conv_name, bn_name):
-        if size > 1:
+        padding = "same"
+        if size > 1 and strides > 1:
+            # What "same" means for a stride is not symmetric.
             x = layers.ZeroPadding2D(size // 2, dtype=dtype, name=f"{conv_name}_pad")(x)
-        x = conv(filters, size, strides=strides, name=conv_name)(x)
-        return layers.BatchNormalization(
+            padding = "valid"
+        x = conv(filters, size, strides=strides, padding=padding, name=conv_name)(x)
+        return BatchNormalization(
             momentum=bn_momentum, epsilon=bn_epsilon, dtype=dtype, name=bn_name
         )(x)
 

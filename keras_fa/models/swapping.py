@@ -5,10 +5,11 @@ import functools
 import keras
 
 from keras_fa import _keras, rules
-from keras_fa.layers import COUNTERPARTS, FeedbackMixin
+from keras_fa.layers import COUNTERPARTS, BatchNormalization, FeedbackMixin
 from keras_fa.layers.recurrent import PastCuDNN
 
 _STOCK = {feedback: stock for stock, feedback in COUNTERPARTS.items()}
+_STOCK[BatchNormalization] = keras.layers.BatchNormalization
 
 
 def put_under(layer, rule):
@@ -16,6 +17,12 @@ def put_under(layer, rule):
     if not isinstance(layer, FeedbackMixin):
         _keras.change_class(layer, COUNTERPARTS[type(layer)])
     layer.take_rule(rule)
+
+
+def fuse(layer):
+    """Makes a stock BatchNormalization one that takes the fused kernel."""
+    if type(layer) is keras.layers.BatchNormalization:
+        _keras.change_class(layer, BatchNormalization)
 
 
 def put_back(layer):
