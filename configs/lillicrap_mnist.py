@@ -5,8 +5,10 @@ Source: Lillicrap et al. (2016), Nature Communications 7, 13276, whose error und
 Command: python trainers/train.py --config=configs/lillicrap_mnist.py --workdir=DIR
 Expected: at most 3% of the test images wrong; a minute on one core.
 
-Choices of our own: Glorot uniform W and B, cross-entropy of the sigmoid outputs, so
-that the output's error is y - t, batches of 64, and a learning rate that falls twice.
+Choices of our own: Glorot uniform W; B normal of deviation 1 (with a B of W's own
+distribution, 22 times smaller, 5.2% of the test images are wrong after the same
+training at twice the rate); cross-entropy of the sigmoid outputs, so that the output's
+error is y - t; batches of 64 and a learning rate that falls twice.
 """
 
 from keras_fa.config import default_config
@@ -17,8 +19,9 @@ def get_config():
     config.dataset.name = "mnist"
     config.model.hidden_units = (1000,)
     config.model.activation = "sigmoid"
+    config.rule = {"name": "fa", "initializer": "normal(1.0)"}
     config.loss = "sigmoid_cross_entropy"
-    config.optimizer.learning_rate = 0.2
+    config.optimizer.learning_rate = 0.1
     config.schedule.boundaries = (20, 26)
     config.schedule.factors = (0.3, 0.1)
     config.batch_size = 64

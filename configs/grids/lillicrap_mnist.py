@@ -6,10 +6,12 @@ Command: python trainers/sweep.py --grid=configs/grids/lillicrap_mnist.py \\
 Expected: 6 cells of 2 to 3 minutes, 9 minutes on 2 cores.
 """
 
+FEEDBACK = {"name": "fa", "initializer": "normal(1.0)"}
+
 
 def get_grid():
     return {
         "config": "lillicrap_mnist.py",
-        "axes": [{"seed": [0, 1, 2]}, {"rule": ["fa", "backprop"]}],
+        "axes": [{"seed": [0, 1, 2]}, {"rule": [FEEDBACK, "backprop"]}],
         "seconds_per_cell": 150,
     }
