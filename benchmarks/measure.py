@@ -117,23 +117,30 @@ class Workload:
             one of `_CONVERTED`.
         input_shape: Shape of one example.
         batch: Examples a step.
+        arguments: Of the network's builder.
     """
 
     network: str
     input_shape: tuple
     batch: int
+    arguments: dict = dataclasses.field(default_factory=dict)
 
-    def make(self, rule):
+    def make(self, rule, dtype="float32"):
         """The compiled network; "stock" for one of Keras's own layers."""
         keras.utils.set_random_seed(0)
         if self.network in _CONVERTED:
+            keras.config.set_dtype_policy(dtype)
             model = _CONVERTED[self.network](self.input_shape)
+            keras.config.set_dtype_policy("float32")
             if rule != "stock":
-                model, _ = models.convert(model, rule, in_place=True)
+                model, _ = models.convert(
+                    model, rule, in_place=True, fused_batch_norm=True
+                )
         else:
             own = "backprop" if rule == "stock" else rule
-            arguments = {"hidden_units": 1000} if self.network == "mlp" else {}
-            model = models.network(self.network, self.input_shape, 10, own, **arguments)
+            model = models.network(
+                self.network, self.input_shape, 10, own, dtype, **self.arguments
+            )
             if rule == "stock":
                 model = models.to_stock(model)
         model.compile(
@@ -152,11 +159,14 @@ class Workload:
 
 
 WORKLOADS = {
-    "mlp": Workload("mlp", (784,), 600),
+    "mlp": Workload("mlp", (784,), 600, {"hidden_units": (1000,)}),
+    "mlp3": Workload("mlp", (784,), 600, {"hidden_units": (1000, 1000, 1000)}),
+    "mlp3_wide": Workload("mlp", (1024,), 512, {"hidden_units": (2048, 2048, 2048)}),
     "lenet128": Workload("lenet", (32, 32, 3), 128),
     "lenet1024": Workload("lenet", (32, 32, 3), 1024),
     "resnet18": Workload("resnet18", (64, 64, 3), 32),
     "mobilenet64": Workload("mobilenetv2", (64, 64, 3), 32),
+    "resnet50": Workload("resnet50", (64, 64, 3), 32),
     "vit": Workload("vit", (64, 64, 3), 32),
     "lstm": Workload("lstm", (50, 64), 64),
 }
@@ -164,6 +174,12 @@ WORKLOADS = {
 
 def _mobilenet(input_shape):
     return keras.applications.MobileNetV2(
+        weights=None, input_shape=input_shape, classes=10, classifier_activation=None
+    )
+
+
+def _resnet50(input_shape):
+    return keras.applications.ResNet50(
         weights=None, input_shape=input_shape, classes=10, classifier_activation=None
     )
 
@@ -194,7 +210,12 @@ def _lstm(input_shape, units=128):
 
 
 # Stock networks, which are converted.
-_CONVERTED = {"mobilenetv2": _mobilenet, "vit": _vit, "lstm": _lstm}
+_CONVERTED = {
+    "mobilenetv2": _mobilenet,
+    "resnet50": _resnet50,
+    "vit": _vit,
+    "lstm": _lstm,
+}
 
 
 def operations(model, batch):
@@ -306,13 +327,15 @@ class Peer:
         print(json.dumps(question), file=self._process.stdin, flush=True)
         return self._read()
 
-    def step(self, workload, rule):
+    def step(self, workload, rule, low_precision=False):
         """A function that does one step and returns the seconds that it took."""
         name = self._ask(
             make=workload.network,
             shape=workload.input_shape,
             batch=workload.batch,
             rule=rule,
+            low_precision=low_precision,
+            **workload.arguments,
         )
 
         def call():
@@ -332,7 +355,7 @@ class Peer:
             stream.close()
 
 
-def steps(name, rules, jit, rounds, peer=None, on_round=None):
+def steps(name, rules, jit, rounds, peer=None, dtype="float32", on_round=None):
     """Times training steps of one workload.
 
     Args:
@@ -340,14 +363,17 @@ def steps(name, rules, jit, rounds, peer=None, on_round=None):
         rules: Names of rules, "stock" among them for Keras's own layers.
         jit: List of booleans: without XLA, with it.
         rounds: Measurements of each kind.
-        peer: A `Peer` to be measured beside them, where it knows the rule.
+        peer: A `Peer` to be measured beside them, in each of its modes and where it
+            knows the rule.
+        dtype: Dtype policy of ours; under a low one the peer takes its autocast.
         on_round: Called without arguments after each round.
 
     Returns:
         Rows as of `summarise`; those of steps also have `workload`, `rule`, `jit` and
         `attained`, the fraction of the matrix product's rate, where the products of
         the network can be counted. Ratios are to the stock
-        step of the same kind, those of ours to the peer under `to_peer`.
+        step of the same kind; those of ours to the peer's step of the same rule under
+        `to_peer`, and to the fastest of its modes under `to_best`.
     """
     workload = WORKLOADS[name]
     batch = workload.batch_of()
@@ -356,7 +382,7 @@ def steps(name, rules, jit, rounds, peer=None, on_round=None):
     for compiled in jit:
         for rule in rules:
             label = f"{rule}, XLA" if compiled else rule
-            model = workload.make(rule)
+            model = workload.make(rule, dtype)
             calls[label] = step(model, *batch, compiled)
             labels[label] = {"rule": rule, "jit": compiled}
             if rule != "stock" and "stock" in rules:
@@ -364,17 +390,25 @@ def steps(name, rules, jit, rounds, peer=None, on_round=None):
     count = None
     if workload.network not in _CONVERTED:
         count = operations(model, workload.batch)
-    if peer is not None:
-        for rule in rules:
-            if rule in peer.versions["rules"]:
-                calls[f"peer {rule}"] = peer.step(workload, rule)
-                labels[f"peer {rule}"] = {"rule": rule, "peer": True}
+    if peer is not None and workload.network not in _CONVERTED:
+        modes = peer.versions["modes"]
+        for rule in [*modes, *(r for r in rules if r in peer.versions["rules"])]:
+            label = rule if rule in modes else f"peer {rule}"
+            calls[label] = peer.step(workload, rule, dtype != "float32")
+            labels[label] = {"rule": rule, "peer": True}
     theirs = [label for label in labels if "peer" in labels[label]]
     seconds = take_turns(calls, rounds, theirs, on_round)
     rows = summarise(seconds, against)
     rate = product_operations / statistics.median(seconds["product"])
+    modes = [label for label in theirs if not label.startswith("peer ")]
+    best = min(modes, key=lambda mode: statistics.median(seconds[mode]), default=None)
+
+    def to(label, other):
+        pairs = zip(seconds[label], seconds[other], strict=True)
+        return statistics.median(a / b for a, b in pairs)
+
     for row in rows:
-        row["workload"] = name
+        row |= {"workload": name, "dtype": dtype}
         if row["what"] == "product":
             row["gflops"] = rate / 1e9
             continue
@@ -382,10 +416,12 @@ def steps(name, rules, jit, rounds, peer=None, on_round=None):
         row |= label
         if count is not None:
             row["attained"] = count / (row["median_ms"] / 1000) / rate
-        same = f"peer {label['rule']}"
-        if same in theirs and row["what"] != same:
-            pairs = zip(seconds[row["what"]], seconds[same], strict=True)
-            row["to_peer"] = statistics.median(a / b for a, b in pairs)
+        if "peer" in label:
+            continue
+        if f"peer {label['rule']}" in theirs:
+            row["to_peer"] = to(row["what"], f"peer {label['rule']}")
+        if best is not None:
+            row["to_best"] = to(row["what"], best)
     return rows
 
 

@@ -3,14 +3,15 @@ r"""Measures costs, as ratios taken in turn in one process.
 Examples:
     keras-fa benchmark
     keras-fa benchmark --what=steps --workloads=lenet128 --jit=off,on \
-        --peer=biotorch --peer_python=benchmarks/.venv/bin/python
+        --peer=torch --peer_python=benchmarks/.venv/bin/python
     keras-fa benchmark --what=steps --what=memory --workloads=mobilenet64,vit,lstm
     keras-fa benchmark --what=mirrored
     keras-fa launch --workers=2 -- keras-fa benchmark --what=multi_worker
 
 steps: a training step of each workload under each rule, against the same network of
 stock Keras layers, beside the rate of a large matrix product. --peer adds the same
-steps in another library: benchmarks/README.md says how to set that up.
+steps in raw torch, in each of three modes, and in biotorch: benchmarks/README.md says
+how to set that up.
 
 memory: weights, feedback and optimizer state, and what a step allocates beyond them.
 
@@ -55,7 +56,8 @@ _KINDS = (
     *("instruments", "mirrored", "multi_worker"),
 )
 _NETWORKS = ("mlp", "lenet128", "lenet1024", "resnet18")
-_CONVERTED = ("mobilenet64", "vit", "lstm")
+_DEEP = ("mlp3", "mlp3_wide")
+_CONVERTED = ("mobilenet64", "resnet50", "vit", "lstm")
 _RULES = ("stock", "backprop", "fa", "ada_fa", "sign_fa")
 
 _WHAT = flags.DEFINE_multi_enum(
@@ -67,8 +69,8 @@ _WHAT = flags.DEFINE_multi_enum(
 _WORKLOADS = flags.DEFINE_list(
     "workloads",
     list(_NETWORKS),
-    f"For steps and memory, of {', '.join(_NETWORKS)}, and of {', '.join(_CONVERTED)}, "
-    "which are converted from stock Keras.",
+    f"For steps and memory, of {', '.join((*_NETWORKS, *_DEEP))}, and of "
+    f"{', '.join(_CONVERTED)}, which are converted from stock Keras.",
 )
 _FEEDBACK = flags.DEFINE_list(
     "rules",
@@ -77,6 +79,12 @@ _FEEDBACK = flags.DEFINE_list(
 )
 _JIT = flags.DEFINE_list(
     "jit", ["off"], "For steps and memory: off, on, or both, with XLA or without."
+)
+_DTYPE = flags.DEFINE_enum(
+    "dtype",
+    "float32",
+    ["float32", "mixed_bfloat16", "mixed_float16"],
+    "For steps: dtype policy of ours; a mixed one is torch's autocast to bfloat16.",
 )
 _ROUNDS = flags.DEFINE_integer(
     "rounds", 21, "Measurements of each kind.", lower_bound=3
@@ -88,7 +96,7 @@ _BATCH = flags.DEFINE_integer(
     "batch_size", 128, "Images a step of instruments and strategies.", 1
 )
 _PEER = flags.DEFINE_enum(
-    "peer", None, ["biotorch"], "Library to measure beside ours, for steps."
+    "peer", None, ["torch"], "Library to measure beside ours, for steps."
 )
 _PEER_PYTHON = flags.DEFINE_string(
     "peer_python",
@@ -112,7 +120,7 @@ _MEMORY_OF = flags.DEFINE_list(
 def main():
     """Measures what the flags say, and prints the tables."""
     for given, known in (
-        (_WORKLOADS, (*_NETWORKS, *_CONVERTED)),
+        (_WORKLOADS, (*_NETWORKS, *_DEEP, *_CONVERTED)),
         (_FEEDBACK, _RULES),
         (_JIT, ("off", "on")),
     ):
@@ -196,6 +204,7 @@ def _steps(found, progress):
                 jit,
                 rounds,
                 peer,
+                _DTYPE.value,
                 on_round=lambda: progress.advance(task),
             )
         ]
@@ -303,7 +312,9 @@ def _shown(row):
         shown["its quartiles"] = f"{row['ratio_low']:.3f} to {row['ratio_high']:.3f}"
         shown["to"] = row["to"]
     if "to_peer" in row:
-        shown["to the peer"] = f"{row['to_peer']:.3f}"
+        shown["to biotorch"] = f"{row['to_peer']:.3f}"
+    if "to_best" in row:
+        shown["to torch's best"] = f"{row['to_best']:.3f}"
     if "heavy" in row:
         shown["heavy libraries"] = ", ".join(row["heavy"]) or "none"
     return shown

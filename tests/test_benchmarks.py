@@ -123,6 +123,24 @@ def test_a_peer_answers_and_one_that_does_not_start_says_why(tmp_path):
         measure.Peer(script, sys.executable, 2)
 
 
+def test_the_fastest_of_the_peers_modes_is_what_ours_is_compared_with(monkeypatch):
+    seconds = {"eager": 100.0, "compiled": 50.0, "fa": 200.0}
+
+    class Torch:
+        def __init__(self):
+            self.versions = {"rules": ["fa"], "modes": ["eager", "compiled"]}
+
+        def step(self, workload, rule, low_precision):
+            assert not low_precision
+            return lambda: seconds[rule]
+
+    monkeypatch.setitem(measure.WORKLOADS, "tiny", measure.Workload("mlp", (4,), 2))
+    rows = measure.steps("tiny", ["fa"], [False], 2, Torch())
+    (ours,) = (row for row in rows if row.get("rule") == "fa" and "peer" not in row)
+    assert 0 < ours["to_best"] < 0.1
+    assert ours["to_best"] == pytest.approx(4 * ours["to_peer"])
+
+
 @pytest.mark.long
 def test_the_package_loads_no_heavy_library():
     (_, ours) = measure.start(2)

@@ -1,6 +1,6 @@
-"""Training steps in biotorch, for benchmarks/run.py --peer=biotorch.
+"""Training steps in torch and in biotorch, for benchmarks/run.py --peer=torch.
 
-Runs under an interpreter that has biotorch and torch, which keras_fa does not need.
+Runs under an interpreter that has torch, and biotorch if it is to be measured too.
 Reads a question a line from standard input and answers each with a line: what to make,
 or of which network to time a step.
 """
@@ -10,15 +10,26 @@ import sys
 import time
 
 import torch
-from biotorch.layers import backpropagation, fa, usf
 from torch import nn
 
-_LAYERS = {"backprop": backpropagation, "fa": fa, "sign_fa": usf}
+# Raw torch, in its three ways to be run.
+MODES = ("torch", "torch, channels last", "torch, compiled")
+_LAYERS = dict.fromkeys(MODES, nn)
+try:
+    from biotorch.layers import backpropagation, fa, usf
+except ImportError:
+    pass
+else:
+    _LAYERS |= {"backprop": backpropagation, "fa": fa, "sign_fa": usf}
 
 
-def mlp(shape, kind):
-    """784-1000-10 of the layers of one kind."""
-    return nn.Sequential(kind.Linear(*shape, 1000), nn.ReLU(), kind.Linear(1000, 10))
+def mlp(shape, kind, hidden_units):
+    """Dense layers of one kind."""
+    layers, inside = [], shape[-1]
+    for units in hidden_units:
+        layers += [kind.Linear(inside, units), nn.ReLU()]
+        inside = units
+    return nn.Sequential(*layers, kind.Linear(inside, 10))
 
 
 def lenet(shape, kind):
@@ -72,18 +83,28 @@ def resnet18(shape, kind):
 _NETWORKS = {"mlp": mlp, "lenet": lenet, "resnet18": resnet18}
 
 
-def stepper(make, shape, batch, rule):
+def stepper(make, shape, batch, rule, low_precision=False, **arguments):
     """A function that does a training step on random data and returns its seconds."""
     torch.manual_seed(0)
-    network = _NETWORKS[make](shape, _LAYERS[rule])
+    network = _NETWORKS[make](shape, _LAYERS[rule], **arguments)
     optimizer = torch.optim.SGD(network.parameters(), 0.01, momentum=0.9)
     shape = shape if len(shape) == 1 else (shape[-1], *shape[:-1])
     x, y = torch.randn(batch, *shape), torch.randint(10, (batch,))
+    if rule == "torch, channels last" and x.ndim == 4:
+        network = network.to(memory_format=torch.channels_last)
+        x = x.to(memory_format=torch.channels_last)
+
+    def loss(x, y):
+        with torch.autocast("cpu", torch.bfloat16, enabled=low_precision):
+            return nn.functional.cross_entropy(network(x), y)
+
+    if rule == "torch, compiled":
+        loss = torch.compile(loss)
 
     def step():
         start = time.perf_counter()
         optimizer.zero_grad()
-        nn.functional.cross_entropy(network(x), y).backward()
+        loss(x, y).backward()
         optimizer.step()
         return time.perf_counter() - start
 
@@ -93,7 +114,8 @@ def stepper(make, shape, batch, rule):
 def main():
     """Answers questions until there are no more."""
     torch.set_num_threads(int(sys.argv[1]))
-    about = {"rules": list(_LAYERS), "torch": torch.__version__}
+    rules = [rule for rule in _LAYERS if rule not in MODES]
+    about = {"rules": rules, "modes": MODES, "torch": torch.__version__}
     print(json.dumps(about), flush=True)
     steps = []
     for line in sys.stdin:
