@@ -8,8 +8,10 @@ where one of them moves.
 import contextlib
 import contextvars
 import functools
+import inspect
 import random
 import sys
+from typing import NamedTuple
 
 import keras
 
@@ -60,6 +62,14 @@ def is_own_operation(operation):
     return not isinstance(operation, keras.Layer) and (
         type(operation).__module__.startswith("keras.")
     )
+
+
+def is_own_layer(layer):
+    """Whether a layer is of one of Keras's public classes, not of `applications`.
+
+    Public is only `keras.layers`, which has other names for some of them too.
+    """
+    return type(layer).__module__.startswith("keras.src.layers.")
 
 
 def sums_in(model):
@@ -129,6 +139,103 @@ def variables_read(function, *args, **kwargs):
 
     on_symbols(recorded, *args, **kwargs)
     return list(read.values())
+
+
+class Traced(NamedTuple):
+    """The graph of the calls inside one call of a layer.
+
+    Attributes:
+        inputs: List of (symbolic tensor of the call, symbol in its place inside).
+        outputs: List of symbols.
+    """
+
+    inputs: list
+    outputs: list
+
+
+@contextlib.contextmanager
+def traced(layer, args, kwargs, size=None):
+    """Within, the calls inside a call of a layer are there as a graph of symbols.
+
+    Keras's graph has one node for a layer, whatever it holds. Public is `layer.call`,
+    which makes nodes of its own when it is called on symbols; those of the layers
+    inside, which belong to other graphs too, are taken away again.
+
+    Args:
+        layer: A built layer.
+        args: Arguments of the call, with symbolic tensors in them.
+        kwargs: Likewise.
+        size: Integer in the place of each unknown size; None leaves it unknown.
+
+    Yields:
+        `Traced`. The call is one in training mode.
+
+    Raises:
+        ValueError: If the call reads or moves variables itself, adds a loss, or returns
+            something else than tensors; and whatever the call raises on symbols.
+    """
+    given = {}
+
+    def symbol(leaf):
+        if not isinstance(leaf, keras.KerasTensor):
+            return leaf
+        if id(leaf) not in given:
+            shape = [size if n is None else n for n in leaf.shape]
+            given[id(leaf)] = leaf, keras.KerasTensor(shape, leaf.dtype)
+        return given[id(leaf)][1]
+
+    args, kwargs = keras.tree.map_structure(symbol, (tuple(args), dict(kwargs)))
+    if "training" in inspect.signature(layer.call).parameters:
+        # Keras writes down False where nothing was said.
+        bound = inspect.signature(layer.call).bind(*args, **kwargs)
+        bound.arguments["training"] = True
+        args, kwargs = bound.args, bound.kwargs
+    inside = layers_of(layer)
+    before = [(len(p._inbound_nodes), len(p._outbound_nodes)) for p in inside]
+    touched = []
+
+    class Refusing(keras.StatelessScope):
+        def get_current_value(self, variable):
+            touched.append(variable)
+            return super().get_current_value(variable)
+
+        def add_update(self, update):
+            touched.append(update[0])
+            super().add_update(update)
+
+    try:
+        with Refusing(collect_losses=True) as scope, _exact_shapes(inside):
+            outputs = keras.tree.flatten(layer.call(*args, **kwargs))
+        if touched:
+            raise ValueError(f"its call reads {touched[0].name} itself")
+        if scope.losses:
+            raise ValueError("its call adds a loss")
+        if not all(isinstance(output, keras.KerasTensor) for output in outputs):
+            raise ValueError("it returns something else than tensors of its inputs")
+        yield Traced(list(given.values()), outputs)
+    finally:
+        for part, (inbound, outbound) in zip(inside, before, strict=True):
+            del part._inbound_nodes[inbound:], part._outbound_nodes[outbound:]
+
+
+@contextlib.contextmanager
+def _exact_shapes(layers):
+    """Within, EinsumDense layers tell all sizes of their outputs that can be known.
+
+    Where its output_shape says None, Keras says so too, whatever the input's size is.
+    """
+    found = [part for part in layers if isinstance(part, keras.layers.EinsumDense)]
+
+    def exact(call):
+        return lambda *args, **kwargs: on_symbols(call, *args, **kwargs)
+
+    for part in found:
+        object.__setattr__(part, "compute_output_spec", exact(part.call))
+    try:
+        yield
+    finally:
+        for part in found:
+            vars(part).pop("compute_output_spec", None)
 
 
 def resolved_losses(loss):

@@ -318,12 +318,13 @@ def other_activations(x):
 
 
 @row(
-    f"a + b -> c (5 units; no law: {homogeneous('times', 'Multiply')})",
+    "a -> c (5 units)",
+    "b -> c (5 units)",
     f"c -> d (3 units; no law: {homogeneous('softmax', 'Softmax')})",
-    f"d -> o (4 units; no law: {homogeneous('add', 'Add')})",
+    "d -> o (4 units; no law: 'add' (Add) has a constant term)",
 )
 def other_operations(x):
-    x = layers.Multiply(name="times")([dense(5, "a")(x), dense(5, "b")(x)])
+    x = layers.Multiply()([dense(5, "a")(x), dense(5, "b")(x)])
     x = layers.Softmax(name="softmax")(dense(3, "c")(x))
     return dense(3, "o")(dense(4, "d")(x) + 1.0)
 
@@ -384,24 +385,18 @@ def batch_norm_without_scale(x):
 
 
 @row(
-    "a -> w (4 units; no law: 'w' (DepthwiseConv2D) has no known law)",
-    "w -> t (4 units; no law: 'w' (DepthwiseConv2D) has no known law; 't' "
-    "(Conv2DTranspose) has no known law)",
-    "t -> l (3 units; no law: 't' (Conv2DTranspose) has no known law; 'l' "
-    "(LayerNormalization) has no known law)",
-    "l -> p (3 units; no law: 'l' (LayerNormalization) has no known law; 'p' (PReLU) "
-    "has no known law)",
-    "p -> e (3 units; no law: 'p' (PReLU) has no known law; 'e' (EinsumDense) has no "
-    "known law)",
-    "e -> o (4 units; no law: 'e' (EinsumDense) has no known law)",
+    "a -> w (4 units)",
+    "w -> t (4 units)",
+    "t -> l (1 units, norm)",
+    "l -> e (3 units)",
+    "e -> o (4 units)",
     shapes=SMALL,
 )
 def other_layers(x):
     x = layers.DepthwiseConv2D(2, name="w")(conv(4, "a", "relu")(x))
     x = layers.Conv2DTranspose(3, 2, name="t")(x)
-    x = layers.PReLU(name="p", shared_axes=(1, 2))(
-        layers.LayerNormalization(name="l")(x)
-    )
+    x = layers.LayerNormalization(epsilon=1e-30, name="l")(x)
+    x = layers.PReLU(alpha_initializer="ones", shared_axes=(1, 2))(x)
     x = layers.EinsumDense("bhwc,cd->bhwd", (4, 4, 4), name="e")(x)
     return dense(2, "o")(layers.GlobalMaxPooling2D()(x))
 
@@ -492,15 +487,7 @@ def second_use(user, *layers_):
     return "; ".join(f"{user} uses the {w} of '{of}' too" for of, w in layers_)
 
 
-@row(
-    "a -> d (4 units; no law: " + second_use("'t'", ("d", "kernel")) + ")",
-    "d -> o (3 units; no law: "
-    + second_use("'t'", ("d", "kernel"), ("d", "bias"))
-    + ")",
-    "e -> t (4 units; no law: 't' (TimeDistributed) has no known law)",
-    "t -> p (3 units; no law: 't' (TimeDistributed) has no known law)",
-    shapes=((6, 4),),
-)
+@row("a + e -> d (4 units)", "d -> o + p (3 units)", shapes=((6, 4),))
 def layer_called_through_a_wrapper_too(x):
     d, a, e = (dense(n, name, "relu") for n, name in ((3, "d"), (4, "a"), (4, "e")))
     wrapped = layers.TimeDistributed(d, name="t")
@@ -509,10 +496,10 @@ def layer_called_through_a_wrapper_too(x):
 
 @row(
     "a -> b (4 units; no law: " + second_use("'h'", ("b", "kernel")) + ")",
-    "b -> h (3 units; no law: 'h' (Held) has no known law; "
-    + second_use("'h'", ("b", "kernel"), ("b", "bias"))
-    + ")",
-    "h -> o (4 units; no law: 'h' (Held) has no known law)",
+    "b -> h (3 units; no law: 'h' (Held) has no known law (its call reads kernel "
+    "itself); " + second_use("'h'", ("b", "kernel"), ("b", "bias")) + ")",
+    "h -> o (4 units; no law: 'h' (Held) has no known law (its call reads kernel "
+    "itself))",
 )
 def tied_to_a_layer_that_another_holds(x):
     b, x = dense(3, "b", "relu"), dense(4, "a", "relu")(x)
@@ -521,9 +508,8 @@ def tied_to_a_layer_that_another_holds(x):
 
 @row(
     "a -> b (4 units; no law: " + second_use("'h'", ("b", "kernel")) + ")",
-    "b -> o (1 units; no law: 'h' (Held) is not known to be positively homogeneous; "
-    + second_use("'h'", ("b", "kernel"))
-    + ")",
+    "b -> o (1 units; no law: 'h' (Held) is not known to be positively homogeneous "
+    "(its call reads kernel itself); " + second_use("'h'", ("b", "kernel")) + ")",
 )
 def tied_to_a_layer_that_another_reads_unseen(x):
     b, x = dense(3, "b", "relu"), dense(4, "a", "relu")(x)
@@ -548,7 +534,8 @@ def variable_as_an_argument(x):
 @row(
     "a -> b (4 units; no law: " + second_use("'p'", ("b", "kernel")) + ")",
     "b -> c (3 units; no law: " + second_use("'p'", ("b", "kernel")) + ")",
-    "c -> o (5 units; no law: 'p' (Penalty) is not known to be positively homogeneous)",
+    "c -> o (5 units; no law: 'p' (Penalty) is not known to be positively homogeneous "
+    "(its call reads kernel itself))",
 )
 def penalty_of_a_layer_on_anothers_kernel(x):
     b, x = dense(3, "b", "relu"), dense(4, "a", "relu")(x)
@@ -649,9 +636,7 @@ class Gate(layers.Layer):
         return values * gain
 
 
-@row(
-    "b + a -> o (4 units; no law: 'g' (Gate) is not known to be positively homogeneous)"
-)
+@row("b -> o (4 units)", "a -> o (4 units)")
 def keywords_of_a_layer_of_a_user(x):
     a, b = dense(4, "a", "relu")(x), dense(4, "b", "relu")(x)
     return dense(2, "o")(Gate(name="g")(values=a, gain=b))
@@ -825,8 +810,8 @@ def test_a_model_in_a_model_may_lack_a_graph():
 
     model = model_of(lambda x: dense(2, "o")(Block()(dense(5, "a", "relu")(x))), (4,))
     assert [str(group) for group in conserved_groups(model)] == [
-        "a -> block (5 units; no law: 'block' (Block) has no known law)",
-        "block -> o (5 units; no law: 'block' (Block) has no known law)",
+        "a -> inner (5 units)",
+        "inner -> o (5 units)",
     ]
 
 
@@ -876,6 +861,8 @@ def test_a_loss_that_reads_a_kernel_ends_its_laws():
 def test_a_layer_that_cannot_be_called_on_symbols_ends_every_law():
     class Concrete(layers.Layer):
         def call(self, inputs):
+            if not isinstance(inputs, (np.ndarray, tf.Tensor)):
+                raise TypeError("needs numbers")
             if inputs.shape[0] is None:
                 raise TypeError("needs a batch size")
             return inputs

@@ -36,27 +36,6 @@ from keras_fa.analysis._groups import conserved_groups
 _BLOCK = 2**16
 
 
-def half_squares(
-    variables: list[Shaped[np.ndarray, "*_ channels"]],
-    units: Int[np.ndarray, " channels"],
-    size: int,
-) -> Float64[np.ndarray, " {size}"]:
-    """The producers' part: 1/2 (|W[:, j]|^2 + b[j]^2), summed over each unit's columns.
-
-    Args:
-        variables: Arrays with the channels along the last axis.
-        units: Integer array (channels,), -1 for channels to leave out.
-        size: Number of units.
-
-    Returns:
-        Array (size,), float64.
-    """
-    total = np.zeros(len(units))
-    for values in variables:
-        total += 0.5 * column_products(values, values)
-    return by_unit(total, units, size)
-
-
 def column_products(
     first: Shaped[np.ndarray, "*rest channels"],
     second: Shaped[np.ndarray, "*rest channels"],
@@ -77,29 +56,41 @@ def column_products(
 
 
 def row_products(
-    first: Shaped[np.ndarray, "*area rows outputs"],
-    second: Shaped[np.ndarray, "*area rows outputs"],
-    channels: int,
-) -> Float64[np.ndarray, " {channels}"]:
-    """<X[j], Y[j]> in float64, j the input channels of two kernels.
-
-    Args:
-        first: Array `(..., channels / groups, outputs)`.
-        second: Array of the same shape.
-        channels: Number of input channels, `groups` times that of the kernel: channel
-            j belongs to group `j // (channels / groups)`, and its row is what the
-            filters of that group have of it.
+    first: Shaped[np.ndarray, "area inputs groups outputs"],
+    second: Shaped[np.ndarray, "area inputs groups outputs"],
+) -> Float64[np.ndarray, " channels"]:
+    """<X[j], Y[j]> in float64, j the input channels of two kernels as a `View` has it.
 
     Returns:
-        Array (channels,).
+        Array (groups * inputs,).
     """
-    *_, rows, outputs = first.shape
-    groups = channels // rows
-    shape = (-1, rows, groups, outputs // groups)
-    total = np.zeros((rows, groups))
-    for one, other in zip(first.reshape(shape), second.reshape(shape), strict=True):
+    total = np.zeros(first.shape[1:3])
+    for one, other in zip(first, second, strict=True):
         total += np.multiply(one, other, dtype=np.float64).sum(axis=-1)
     return total.T.ravel()
+
+
+def grams(
+    first: Float64[np.ndarray, "rows channels"],
+    second: Float64[np.ndarray, "rows channels"],
+    units: Int[np.ndarray, " channels"],
+    size: int,
+) -> Float64[np.ndarray, " {size}"]:
+    """X^T Y of each head, summed over the heads of a unit, flat.
+
+    Args:
+        first: Array (rows, channels).
+        second: Likewise.
+        units: Integer array (channels,): the n units of all heads together, those of a
+            head in a row; channels of several heads may share one.
+        size: Number of entries: n times the channels of a head.
+    """
+    count = int(units.max()) + 1
+    order = np.argsort(units, kind="stable")[np.sum(units < 0) :]
+    # (groups of heads, channels of a head, heads of a group)
+    heads = order.reshape(count * count // size, size // count, -1)
+    one, other = first[:, heads], second[:, heads]
+    return np.einsum("rgah,rgbh->gab", one, other).ravel()
 
 
 def by_unit(
@@ -116,28 +107,49 @@ def potential(kind, producers, consumers, size):
     """Phi of a group, a pure function of arrays.
 
     Args:
-        kind: "potential" or "norm": see `Group`.
-        producers: List of (arrays of a producer's variables, its `units`).
+        kind: See `Group`.
+        producers: List of (sign, [(array with the channels last, its `units`)]).
         consumers: List of (V, P, W, B, its `units`): see `Consumer.reading`; without
-            BatchNorms.
+            normalisations.
         size: Number of units.
 
     Returns:
         Array (size,), float64. Its sum is the law of the layer as a whole.
     """
+    if kind == "sum":
+        return row_sums(producers[0][1])
     phi = np.zeros(size)
-    for variables, units in producers:
-        phi -= half_squares(variables, units, size)
+    for sign, parts in producers:
+        for values, units in parts:
+            phi += sign * squares(kind, values, values, units, size)
     for value, factor, _, _, units in consumers:
-        phi += by_unit(consumer_part(value, factor, len(units)), units, size)
-    return -phi if kind == "norm" else phi
+        phi += by_unit(consumer_part(value, factor), units, size)
+    return phi
 
 
-def consumer_part(value, factor, channels):
+def squares(kind, first, second, units, size):
+    """A producer's part, 1/2 <X[:, j], Y[:, j]> of each unit, or X^T Y of each head."""
+    if kind == "matrix":
+        first, second = (
+            side.reshape(-1, side.shape[-1]).astype(np.float64)
+            for side in (first, second)
+        )
+        return grams(first, second, units, size)
+    return by_unit(0.5 * column_products(first, second), units, size)
+
+
+def row_sums(parts):
+    """Sums over the channels of each row of arrays, in one array."""
+    return np.concatenate(
+        [values.sum(axis=-1, dtype=np.float64).ravel() for values, _ in parts]
+    )
+
+
+def consumer_part(value, factor):
     """Q_j of `FeedbackRule.potential`, an array (channels,)."""
     if factor is None:
-        return 0.5 * row_products(value, value, channels)
-    return row_products(value, factor, channels)
+        return 0.5 * row_products(value, value)
+    return row_products(value, factor)
 
 
 def potentials(model, groups=None):
@@ -208,22 +220,44 @@ class Reader:
     def __call__(self, group):
         """(producers, consumers) of a group, as `potential` takes them."""
         producers = [
-            ([self._read(v) for v in producer.variables], producer.units)
+            (
+                producer.sign,
+                [
+                    (_channels_last(part.view(self._read(part.variable))), part.units)
+                    for part in producer.parts
+                ],
+            )
             for producer in group.producers
         ]
         consumers = [
-            (*map(self._read, consumer.reading()), consumer.units)
+            (*self._viewed(consumer), consumer.units)
             for consumer in group.consumers
-            if consumer.kernel is not None
+            if consumer.kernel is not None and group.kind != "sum"
         ]
         return producers, consumers
 
+    def _viewed(self, consumer):
+        """The readings of a consumer; what is one variable is one array."""
+        seen = {}
+
+        def viewed(variable):
+            if variable is None:
+                return None
+            if id(variable) not in seen:
+                seen[id(variable)] = consumer.view(self._read(variable))
+            return seen[id(variable)]
+
+        return [viewed(variable) for variable in consumer.reading()]
+
     def _read(self, variable):
-        if variable is None:
-            return None
         if id(variable) not in self._arrays:
             values = np.asarray(variable)
             # The variable is kept as well: a freed one could pass on its id.
             kept = values.copy() if self._copy else values
             self._arrays[id(variable)] = (variable, kept)
         return self._arrays[id(variable)][1]
+
+
+def _channels_last(seen):
+    """A `View` as an array of which the last axis is that of all output channels."""
+    return seen.reshape(*seen.shape[:2], -1)

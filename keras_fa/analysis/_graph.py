@@ -5,177 +5,51 @@ gives every channel a number and follows the numbers through the graph. An opera
 that is positively homogeneous, `f(c x) = c f(x)` for c > 0, hands on the numbers it
 got and joins those that it mixes. Any other operation hands them on as well, where it
 can, and marks them with the reason why the conservation law does not survive it.
+
+A product of two signals is homogeneous in each: what flows through it is what flows
+through either factor, not their sum. It has channels of its own, and is a *gate*.
 """
 
 import dataclasses
-import inspect
 
 import keras
 import numpy as np
 from keras import layers
 
 from keras_fa import _keras
+from keras_fa.analysis._calls import Input, is_float
+
+# In the place of a size that is not known.
+_UNKNOWN = 4
 
 
-@dataclasses.dataclass(frozen=True)
-class Call:
-    """One call of one operation in a flattened graph.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Gate:
+    """A product: each of its entries has one channel of each factor and one of its own.
 
     Attributes:
-        operation: The Keras layer or operation.
-        path: Its name, after the names of the nested models that it stands in, joined
-            by "/".
-        inputs: Keys of the tensors it takes; equal keys are the same tensor.
-        outputs: Keys of the tensors it returns.
-        input_shapes: Shapes of the inputs, batch axis included, None where unknown.
-        output_shapes: Shapes of the outputs.
-        plain: Whether these inputs, in their order, are all that it computes with
-            besides its own weights, masks aside: no constants, no further arguments.
-        arguments: Positional and keyword arguments as it was called with, a pair.
+        factors: Integer array (factors, entries).
+        product: Integer array (entries,).
+        path: Of the operation.
     """
 
-    operation: object
+    factors: np.ndarray
+    product: np.ndarray
     path: str
-    inputs: tuple
-    outputs: tuple
-    input_shapes: tuple
-    output_shapes: tuple
-    plain: bool
-    arguments: tuple
 
 
-def flatten(model):
-    """The calls of a Keras graph, nested models resolved into their own calls.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Scores:
+    """Products of two signals summed over channels, such as those of attention.
 
-    Args:
-        model: A built Sequential or functional Keras model.
-
-    Returns:
-        (calls, outputs): a list of `Call`, each after those that it takes tensors
-        from, and the keys of the model's output tensors.
-
-    Raises:
-        ValueError: If the model has no graph: it is a subclassed model or not built.
+    Attributes:
+        first, second: Channels of either, integer arrays (heads, channels of a head).
+        path: Of the operation.
     """
-    if _graph(model) is None:
-        raise ValueError(
-            f"Model '{model.name}' has no graph to follow. Expected a Sequential or "
-            "functional model that knows its input shape; received a "
-            f"{type(model).__name__}. Give a Sequential model a keras.Input as its "
-            "first layer or call it on data; a subclassed model, or one with a call of "
-            "its own, cannot be followed."
-        )
-    calls = []
-    return calls, _flatten(model, None, (), calls)
 
-
-def _flatten(model, given, path, calls):
-    """Appends the model's calls. `given`: the keys of its inputs, None for the top."""
-    inputs, outputs = _graph(model)
-    # Keys are tensors' ids under the calls of nested models that lead to them, as a
-    # nested model that is called twice has two tensors for each of its own.
-    context = (*path, len(calls)) if path else ()
-    keys = {}
-    if given is not None:
-        keys = {id(tensor): key for tensor, key in zip(inputs, given, strict=True)}
-    for node in _nodes(outputs, stop=set(keys)):
-        operation = node.operation
-        first = _first_argument(node)
-        plain = first is not None
-        leaves = keras.tree.flatten(first) if plain else node.input_tensors
-        if not all(isinstance(leaf, keras.KerasTensor) for leaf in leaves):
-            plain, leaves = False, node.input_tensors
-        inner = _graph(operation) if plain else None
-        matched = None if inner is None else _matched(first, operation, inner[0])
-        if matched is not None:
-            taken = [keys[id(tensor)] for tensor in matched]
-            made = _flatten(operation, taken, (*path, operation.name), calls)
-            keys.update(zip(map(id, node.output_tensors), made, strict=True))
-            continue
-        keys.update((id(t), (*context, id(t))) for t in node.output_tensors)
-        calls.append(
-            Call(
-                operation,
-                "/".join((*path, operation.name)),
-                tuple(keys[id(tensor)] for tensor in leaves),
-                tuple(keys[id(tensor)] for tensor in node.output_tensors),
-                tuple(tuple(tensor.shape) for tensor in leaves),
-                tuple(tuple(tensor.shape) for tensor in node.output_tensors),
-                plain,
-                (node.arguments.args, node.arguments.kwargs),
-            )
-        )
-    return [keys[id(tensor)] for tensor in outputs]
-
-
-def _graph(operation):
-    """(inputs, outputs), lists of symbolic tensors, of a model with a graph."""
-    if not isinstance(operation, keras.Model) or not _keras.follows_its_graph(
-        operation
-    ):
-        return None
-    # A Sequential model that is not built raises AttributeError, as a subclassed one.
-    inputs = getattr(operation, "inputs", None)
-    return None if inputs is None else (inputs, operation.outputs)
-
-
-def _first_argument(node):
-    """What a call works on, None if further arguments carry an error signal too.
-
-    Arguments have their places in the signature, whichever way they were given: the
-    tensors of a node are in the order of the keywords, a mask before the input.
-    """
-    args, kwargs = node.arguments.args, node.arguments.kwargs
-    if not isinstance(node.operation, keras.Layer):
-        return [*args, *kwargs.values()]
-    try:
-        bound = inspect.signature(node.operation.call).bind(*args, **kwargs)
-    except TypeError:
-        return None
-    first, *others = bound.arguments.values() or [[]]
-    if any(
-        isinstance(leaf, (keras.KerasTensor, keras.Variable))
-        # No derivative goes through a mask.
-        and not leaf.dtype.startswith(("bool", "int", "uint", "string"))
-        for leaf in keras.tree.flatten(others)
-    ):
-        return None
-    return first
-
-
-def _matched(given, model, inputs):
-    """The tensors of a nested model's call in the order of its inputs, or None.
-
-    Keras takes a dict for a list too, by the names of the inputs, and inputs of
-    another rank, which it reshapes. In the latter case the model stays one operation,
-    of an unknown kind.
-    """
-    expected = _keras.inputs_structure(model)
-    if isinstance(given, dict) and not isinstance(expected, dict):
-        names = [tensor.name for tensor in inputs]
-        given = [given[name] for name in names] if set(names) <= set(given) else []
-    tensors = keras.tree.flatten(given)
-    if [len(t.shape) for t in tensors] != [len(t.shape) for t in inputs]:
-        return None
-    return tensors
-
-
-def _nodes(outputs, stop):
-    """The nodes that lead to the outputs, parents first; `stop`: ids of tensors."""
-    done, order = set(), []
-    stack = [(tensor, False) for tensor in reversed(outputs)]
-    while stack:
-        tensor, parents_done = stack.pop()
-        if id(tensor) in stop:
-            continue
-        node = _keras.producing_node(tensor)
-        if parents_done:
-            order.append(node)
-        elif id(node) not in done:
-            done.add(id(node))
-            stack.append((tensor, True))
-            stack.extend((parent, False) for parent in reversed(node.input_tensors))
-    return order
+    first: np.ndarray
+    second: np.ndarray
+    path: str
 
 
 class Channels:
@@ -183,12 +57,19 @@ class Channels:
 
     Labels, below, are integer arrays that broadcast against a tensor's shape without
     its batch axis, and say for each of its entries to which channel it belongs.
+
+    Attributes:
+        marks: List of (channels, reason why there is no law for them).
+        gates: List of `Gate`, in the order of the graph.
+        scores: List of `Scores`.
+        bent: List of channels that something else than a change of places or one
+            constant factor for all stands behind.
     """
 
     def __init__(self):
         self._count = 0
         self._edges = []
-        self.marks = []
+        self.marks, self.gates, self.scores, self.bent = [], [], [], []
 
     def new(self, count):
         """Numbers of so many new channels, an array (count,)."""
@@ -209,6 +90,25 @@ class Channels:
         """Notes why there is no law for these channels."""
         self.marks.append((np.unique(labels), reason))
 
+    def bend(self, labels):
+        """Notes that channels do not stay as they are: see `bent`."""
+        self.bent.append(np.unique(labels))
+        return labels
+
+    def gate(self, factors, path):
+        """Labels of the product of tensors, given by their labels."""
+        factors = np.broadcast_arrays(*factors)
+        for factor in factors:
+            self.bend(factor)
+        entries, inverse = np.unique(
+            np.stack([factor.ravel() for factor in factors]),
+            axis=1,
+            return_inverse=True,
+        )
+        product = self.new(entries.shape[1])
+        self.gates.append(Gate(entries, product, path))
+        return product[inverse].reshape(factors[0].shape)
+
     def merge_axes(self, labels, axes):
         """Joins the channels along axes, of which the labels then have one entry."""
         for axis in axes:
@@ -218,8 +118,12 @@ class Channels:
                 labels = kept
         return labels
 
-    def components(self):
-        """For each channel the smallest number joined with it, an array."""
+    def components(self, further=()):
+        """For each channel the smallest number joined with it, an array.
+
+        Args:
+            further: List of arrays (pairs, 2) of channels to join besides.
+        """
         parents = list(range(self._count))
 
         def root(channel):
@@ -228,7 +132,7 @@ class Channels:
                 channel = parents[channel]
             return channel
 
-        for edges in self._edges:
+        for edges in (*self._edges, *further):
             for pair in np.unique(edges, axis=0):
                 low, high = sorted(map(root, pair))
                 parents[high] = low
@@ -257,12 +161,20 @@ def follow(channels, call, labels):
         reason = _unknown_kind(call)
     else:
         result = handler(channels, call, labels)
-        if result is not None:
-            return [result]
-        reason = f"the channels cannot be followed through '{call.path}'"
-    for label in labels:
+        if isinstance(result, str):
+            reason = result
+        elif result is not None:
+            return result if isinstance(result, list) else [result]
+        else:
+            reason = f"the channels cannot be followed through '{call.path}'"
+    carried = [
+        label
+        for label, tensor in zip(labels, call.taken, strict=True)
+        if is_float(tensor)
+    ]
+    for label in carried:
         channels.mark(label, reason)
-    return _blend(channels, call, labels)
+    return _blend(channels, call, carried or labels)
 
 
 def is_known(call):
@@ -275,26 +187,25 @@ def _unknown_kind(call):
     if reason is None or type(call.operation) in _HANDLERS:
         kind = type(call.operation).__name__
         reason = f"'{call.path}' ({kind}) is called with more than its inputs"
+    if call.untraced:
+        reason += f" ({call.untraced})"
     return reason
 
 
 def _handler(call):
     """What hands the labels on through a positively homogeneous operation, or None."""
     operation = call.operation
-    if not call.plain or "call" in vars(operation):
+    if "call" in vars(operation):
+        return None
+    # Functions of keras.ops, such as x + y, whose classes are not public. What else
+    # they take besides tensors of the graph is constant.
+    if _keras.is_own_operation(operation):
+        return _OPERATIONS.get(type(operation).__name__)
+    if not call.plain:
         return None
     if type(operation) in _HANDLERS:
         return _HANDLERS[type(operation)]
-    if activation_reason(operation, call.path) is None:
-        return _same
-    # What remains are functions of keras.ops, such as x + y, whose classes are not
-    # public. With a constant as the other operand they are not plain.
-    if not _keras.is_own_operation(operation):
-        return None
-    name = type(operation).__name__
-    if name in {"Add", "Subtract", "Maximum", "Minimum"}:
-        return _merge
-    return _same if name in {"Relu", "LeakyRelu", "Identity"} else None
+    return _bent if activation_reason(operation, call.path) is None else None
 
 
 def activation_reason(activation, path):
@@ -335,12 +246,250 @@ def _same(channels, call, labels):
     return labels[0]
 
 
+def _bent(channels, call, labels):
+    """Entry by entry: a ReLU, a mask of dropout."""
+    return channels.bend(labels[0])
+
+
+def _rescaling(channels, call, labels):
+    if np.any(call.operation.offset):
+        return f"'{call.path}' (Rescaling) has an offset"
+    linear = np.ndim(call.operation.scale) == 0
+    return labels[0] if linear else channels.bend(labels[0])
+
+
 def _merge(channels, call, labels):
     """A sum, difference, mean, maximum or minimum of tensors."""
     if len({label.ndim for label in labels}) > 1:
         return None
+    constants = [x for x in call.operands() if not isinstance(x, Input)]
+    if not call.plain and any(map(_is_nonzero, constants)):
+        return f"'{call.path}' ({type(call.operation).__name__}) has a constant term"
+    for label in labels:
+        channels.bend(label)
     channels.join(*labels)
     return np.broadcast_arrays(*labels)[0]
+
+
+def _is_nonzero(constant):
+    return constant is not None and bool(np.any(np.asarray(constant)))
+
+
+def _product(channels, call, labels):
+    """A product of tensors, or of one and a constant."""
+    first, second = call.operands()[:2] if not call.plain else (Input(0), Input(1))
+    if isinstance(first, Input) and isinstance(second, Input):
+        if len({label.ndim for label in labels}) > 1:
+            return None
+        return channels.gate([labels[first.index], labels[second.index]], call.path)
+    return _scaled(channels, call, labels)
+
+
+def _products(channels, call, labels):
+    """The layer that multiplies: any number of tensors."""
+    if len({label.ndim for label in labels}) > 1:
+        return None
+    return channels.gate(labels, call.path)
+
+
+def _quotient(channels, call, labels):
+    """A tensor divided by a constant."""
+    if isinstance(call.operands()[1], (Input, keras.Variable)):
+        return None
+    return _scaled(channels, call, labels)
+
+
+def _scaled(channels, call, labels):
+    constant = next(x for x in call.operands() if not isinstance(x, Input))
+    if isinstance(constant, keras.Variable):
+        return None
+    if np.size(constant) > 1:
+        if np.ndim(constant) > labels[0].ndim + 1:
+            return None
+        channels.bend(labels[0])
+    return labels[0]
+
+
+def _chosen(channels, call, labels):
+    """`where`: a tensor under a mask, and 0 or another tensor elsewhere."""
+    _, *branches = call.operands()
+    followed = [labels[x.index] for x in branches if isinstance(x, Input)]
+    if len({label.ndim for label in followed}) != 1 or any(
+        _is_nonzero(x) for x in branches if not isinstance(x, Input)
+    ):
+        return None
+    for label in followed:
+        channels.bend(label)
+    channels.join(*followed)
+    return np.broadcast_arrays(*followed)[0]
+
+
+def _moved(channels, call, labels):
+    """Whatever puts entries into other places: done to the labels themselves."""
+    if not all(map(is_float, call.taken)):
+        # Which entry goes where is a matter of the data.
+        return None
+    index = {id(tensor): i for i, tensor in enumerate(call.taken)}
+
+    def placed(leaf):
+        if not isinstance(leaf, keras.KerasTensor):
+            return leaf
+        shape = [_UNKNOWN if size is None else size for size in leaf.shape]
+        return np.array(np.broadcast_to(labels[index[id(leaf)]], shape))
+
+    try:
+        args, kwargs = keras.tree.map_structure(placed, call.arguments)
+        moved = keras.tree.flatten(call.operation.call(*args, **kwargs))
+    except Exception:
+        # It needs the sizes that are not known.
+        return None
+    return _each(map(_without_batch, map(np.asarray, moved)), call)
+
+
+def _without_batch(moved):
+    if not moved.size or not moved.ndim or np.any(moved != moved[:1]):
+        return None
+    return _shrunk(moved[0])
+
+
+def _each(moved, call):
+    """Labels for each output, None where one does not fit its shape."""
+    moved = list(moved)
+    for label, shape in zip(moved, call.output_shapes, strict=True):
+        if label is None or not _fits(
+            label.shape, [1 if size is None else size for size in shape[1:]]
+        ):
+            return None
+    return moved
+
+
+def _reduced(channels, call, labels):
+    """A sum, mean, maximum or minimum over axes."""
+    operation, rank = call.operation, labels[0].ndim + 1
+    axes = operation.axis
+    axes = range(rank) if axes is None else np.atleast_1d(axes) % rank
+    if 0 in axes:
+        return None
+    inner = [int(axis) - 1 for axis in axes]
+    label = channels.merge_axes(channels.bend(labels[0]), inner)
+    return label if operation.keepdims else np.squeeze(label, tuple(inner))
+
+
+def _padded(channels, call, labels):
+    operation = call.operation
+    if operation.mode != "constant" or len(call.operands()) != 1:
+        return None
+    return channels.merge_axes(
+        channels.bend(labels[0]),
+        [axis - 1 for axis, pads in enumerate(operation.pad_width) if any(pads)],
+    )
+
+
+def _einsum(channels, call, labels):
+    """A product of two tensors, summed over what they share and the result lacks."""
+    operands = call.operands()
+    if len(operands) != 2 or not all(isinstance(x, Input) for x in operands):
+        return None
+    sources, made = call.operation.subscripts.replace(" ", "").split("->")
+    terms = sources.split(",")
+    if len(terms) != 2 or "." in sources or len({*made}) != len(made):
+        return None
+    batch = made[0]
+    if any(term[0] != batch or len({*term}) != len(term) for term in terms):
+        return None
+    labels = [labels[x.index] for x in operands]
+    shared = [x for x in terms[0] if x in terms[1] and x not in made]
+    if any(
+        all(
+            label.shape[term.index(x) - 1] > 1
+            for term, label in zip(terms, labels, strict=True)
+        )
+        for x in shared
+    ):
+        return _scores(channels, call, labels, terms, shared, made)
+    aligned = []
+    for term, label in zip(terms, labels, strict=True):
+        gone = [axis - 1 for axis, x in enumerate(term) if x not in made]
+        label = channels.merge_axes(label, gone)
+        kept = [x for x in term[1:] if x in made]
+        label = np.squeeze(label, tuple(gone))
+        order = [kept.index(x) for x in made[1:] if x in kept]
+        label = label.transpose(order)
+        aligned.append(
+            label.reshape(
+                [
+                    label.shape[[kept[i] for i in order].index(x)] if x in kept else 1
+                    for x in made[1:]
+                ]
+            )
+        )
+    return channels.gate(aligned, call.path)
+
+
+def _scores(channels, call, labels, terms, shared, made):
+    """Scalar products of the channels of queries and keys, head by head."""
+    heads = [
+        x
+        for x in made[1:]
+        if any(_varies(t, la, x) for t, la in zip(terms, labels, strict=True))
+    ]
+    sides = []
+    for term, label in zip(terms, labels, strict=True):
+        other = [i - 1 for i, x in enumerate(term) if i and x not in (*heads, *shared)]
+        label = np.squeeze(channels.merge_axes(label, other), tuple(other))
+        kept = [x for x in term[1:] if x in (*heads, *shared)]
+        order = [kept.index(x) for x in (*heads, *shared) if x in kept]
+        label = label.transpose(order)
+        names = [kept[i] for i in order]
+        sides.append(
+            label.reshape(
+                [
+                    label.shape[names.index(x)] if x in names else 1
+                    for x in (*heads, *shared)
+                ]
+            )
+        )
+    first, second = np.broadcast_arrays(*sides)
+    size = int(np.prod(first.shape[len(heads) :]))
+    return _scored(channels, call, first.reshape(-1, size), second.reshape(-1, size))
+
+
+def _varies(term, label, name):
+    return name in term[1:] and label.shape[term.index(name) - 1] > 1
+
+
+def _scored(channels, call, first, second):
+    """Notes the scores, and returns labels of them: one channel without a law."""
+    channels.scores.append(Scores(first, second, call.path))
+    label = channels.new(1)
+    channels.mark(
+        label,
+        f"'{call.path}' ({type(call.operation).__name__}) has two "
+        "factors, and sums over their channels",
+    )
+    return label.reshape((1,) * (len(call.output_shapes[0]) - 1))
+
+
+def _attended(channels, call, labels):
+    """`dot_product_attention` of query, key, value: (batch, places, heads, size)."""
+    operands = call.operands()
+    if not all(isinstance(x, Input) for x in operands[:3]) or any(
+        isinstance(x, Input) and is_float(call.taken[x.index]) for x in operands[3:]
+    ):
+        return None
+    query, key, value = (
+        channels.merge_axes(labels[x.index], [0])[0] for x in operands[:3]
+    )
+    query, key = np.broadcast_arrays(query, _repeated(key, query))
+    _scored(channels, call, query, key)
+    return _repeated(value, query)[None]
+
+
+def _repeated(label, query):
+    """Labels (heads, size) of which several queries share each head."""
+    if 1 < len(label) < len(query):
+        label = np.repeat(label, len(query) // len(label), axis=0)
+    return label
 
 
 def _concatenate(channels, call, labels):
@@ -368,7 +517,8 @@ def _window(channels, call, labels):
     """Pooling, padding, cropping, upsampling: each channel for itself."""
     axis = channel_axis(call.operation) % labels[0].ndim
     return channels.merge_axes(
-        labels[0], [other for other in range(labels[0].ndim) if other != axis]
+        channels.bend(labels[0]),
+        [other for other in range(labels[0].ndim) if other != axis],
     )
 
 
@@ -399,7 +549,11 @@ def _reshape(channels, call, labels):
 def _reshaped(label, old_shape, new_shape):
     if None in old_shape or None in new_shape:
         return None
-    label = np.broadcast_to(label, old_shape).reshape(new_shape)
+    return _shrunk(np.broadcast_to(label, old_shape).reshape(new_shape))
+
+
+def _shrunk(label):
+    """Labels with one entry along the axes that they do not differ along."""
     for axis in range(label.ndim):
         first = label.take([0], axis)
         if (label == first).all():
@@ -447,8 +601,16 @@ def _of_dimension(*names):
 
 
 _HANDLERS = {
+    layers.Identity: _same,
+    layers.Rescaling: _rescaling,
     **dict.fromkeys(
-        [layers.Identity, layers.Dropout, *_of_dimension("SpatialDropout")], _same
+        [
+            layers.Dropout,
+            layers.GaussianDropout,
+            layers.Masking,
+            *_of_dimension("SpatialDropout"),
+        ],
+        _bent,
     ),
     **dict.fromkeys(
         _of_dimension(
@@ -469,8 +631,44 @@ _HANDLERS = {
         ],
         _merge,
     ),
+    layers.Multiply: _products,
     layers.Concatenate: _concatenate,
     layers.Flatten: _flatten_layer,
     layers.Reshape: _reshape,
     layers.Permute: _permute,
+}
+
+_OPERATIONS = {
+    **dict.fromkeys(["Add", "Subtract", "Maximum", "Minimum"], _merge),
+    **dict.fromkeys(["Relu", "LeakyRelu", "ReLU", "LeakyReLU"], _bent),
+    **dict.fromkeys(["Identity", "Negative", "Cast"], _same),
+    **dict.fromkeys(["Sum", "Mean", "Max", "Min"], _reduced),
+    **dict.fromkeys(
+        [
+            "BroadcastTo",
+            "Concatenate",
+            "ExpandDims",
+            "Flip",
+            "GetItem",
+            "Moveaxis",
+            "Ravel",
+            "Repeat",
+            "Reshape",
+            "Roll",
+            "Split",
+            "Squeeze",
+            "Stack",
+            "Swapaxes",
+            "Take",
+            "Tile",
+            "Transpose",
+        ],
+        _moved,
+    ),
+    **dict.fromkeys(["Divide", "TrueDivide"], _quotient),
+    "DotProductAttention": _attended,
+    "Einsum": _einsum,
+    "Multiply": _product,
+    "Pad": _padded,
+    "Where": _chosen,
 }

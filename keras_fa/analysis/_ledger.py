@@ -25,9 +25,10 @@ import numpy as np
 from keras_fa.analysis._conservation import (
     Reader,
     by_unit,
-    column_products,
     potential,
     row_products,
+    row_sums,
+    squares,
 )
 from keras_fa.analysis._groups import conserved_groups
 
@@ -192,16 +193,29 @@ class Ledger:
 def _terms(group, before, after):
     """What one step adds: half squares, flips and first order, array (3, units)."""
     terms = np.zeros((len(_TERMS), group.units))
-    squares, _, first_order = terms
-    sign = 1 if group.kind == "norm" else -1
+    of_steps, _, first_order = terms
     (old_producers, old_consumers), (new_producers, new_consumers) = before, after
-    for (old, units), (new, _) in zip(old_producers, new_producers, strict=True):
-        for old_values, new_values in zip(old, new, strict=True):
-            step = _difference(new_values, old_values)
-            half_square = 0.5 * column_products(step, step)
-            squares += sign * by_unit(half_square, units, group.units)
-            change = column_products(old_values, step)
-            first_order += sign * by_unit(change, units, group.units)
+    steps = [
+        [
+            (_difference(new, old), units)
+            for (old, units), (new, _) in zip(old_parts, new_parts, strict=True)
+        ]
+        for (_, old_parts), (_, new_parts) in zip(
+            old_producers, new_producers, strict=True
+        )
+    ]
+    if group.kind == "sum":
+        first_order += row_sums(steps[0])
+        return terms
+    for (sign, old_parts), parts in zip(old_producers, steps, strict=True):
+        for (old, units), (step, _) in zip(old_parts, parts, strict=True):
+
+            def part(one, other, units=units):
+                return squares(group.kind, one, other, units, group.units)
+
+            of_steps += sign * part(step, step)
+            crossed = part(step, old) if group.kind == "matrix" else part(old, step)
+            first_order += sign * (part(old, step) + crossed)
     for old, new in zip(old_consumers, new_consumers, strict=True):
         _consumer_terms(terms, group, old, new)
     return terms
@@ -209,12 +223,12 @@ def _terms(group, before, after):
 
 def _consumer_terms(terms, group, old, new):
     """Adds what one consumer's step does to `terms`."""
-    squares, flips, first_order = terms
+    of_steps, flips, first_order = terms
     old_value, old_factor, old_kernel, old_backward, units = old
     new_value, new_factor, new_kernel, _, _ = new
 
     def add(term, one, other, scale=1.0):
-        products = scale * row_products(one, other, len(units))
+        products = scale * row_products(one, other)
         term += by_unit(products, units, group.units)
 
     step = _difference(new_kernel, old_kernel)
@@ -230,7 +244,7 @@ def _consumer_terms(terms, group, old, new):
         add(flips, slope, value_step)
         add(flips, old_backward, step, -1.0)
     if old_factor is None:
-        add(squares, value_step, value_step, 0.5)
+        add(of_steps, value_step, value_step, 0.5)
     elif not np.array_equal(old_factor, new_factor):
         add(flips, new_value, _difference(new_factor, old_factor))
 
