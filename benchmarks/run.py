@@ -58,7 +58,6 @@ _KINDS = (
 _NETWORKS = ("mlp", "lenet128", "lenet1024", "resnet18")
 _DEEP = ("mlp3", "mlp3_wide")
 _CONVERTED = ("mobilenet64", "resnet50", "vit", "lstm")
-_RULES = ("stock", "backprop", "fa", "ada_fa", "sign_fa")
 
 _WHAT = flags.DEFINE_multi_enum(
     "what",
@@ -75,7 +74,8 @@ _WORKLOADS = flags.DEFINE_list(
 _FEEDBACK = flags.DEFINE_list(
     "rules",
     ["stock", "backprop", "fa", "sign_fa"],
-    f"For steps and memory, of {', '.join(_RULES)}; stock is Keras's own layers.",
+    "For steps and memory: stock, which is Keras's own layers, the name of any rule, "
+    "pfa_short, or all.",
 )
 _JIT = flags.DEFINE_list(
     "jit", ["off"], "For steps and memory: off, on, or both, with XLA or without."
@@ -90,7 +90,7 @@ _ROUNDS = flags.DEFINE_integer(
     "rounds", 21, "Measurements of each kind.", lower_bound=3
 )
 _WIDTH = flags.DEFINE_integer("width", 100, "Hidden units of full_batch.", 1)
-_RULE = flags.DEFINE_enum("rule", "fa", _RULES[1:], "Feedback rule of full_batch.")
+_RULE = flags.DEFINE_string("rule", "fa", "Feedback rule of full_batch.")
 _IMAGES = flags.DEFINE_integer("images", 5000, "Images an epoch of instruments.", 128)
 _BATCH = flags.DEFINE_integer(
     "batch_size", 128, "Images a step of instruments and strategies.", 1
@@ -119,9 +119,12 @@ _MEMORY_OF = flags.DEFINE_list(
 @_binary.program("")
 def main():
     """Measures what the flags say, and prints the tables."""
+    import measure
+
+    rules = measure.known_rules()
     for given, known in (
         (_WORKLOADS, (*_NETWORKS, *_DEEP, *_CONVERTED)),
-        (_FEEDBACK, _RULES),
+        (_FEEDBACK, (*rules, "all")),
         (_JIT, ("off", "on")),
     ):
         wrong = sorted(set(given.value) - set(known))
@@ -133,8 +136,6 @@ def main():
     if _BATCH.value > _IMAGES.value:
         raise app.UsageError("--batch_size is larger than --images.")
     if _MEMORY_OF.value:
-        import measure
-
         name, rule, jit = _MEMORY_OF.value
         print(json.dumps(measure.memory(name, rule, jit == "on")))
         return
@@ -179,6 +180,13 @@ def main():
         run_folder.write_text(_OUTPUT.value, run_folder.to_json(found) + "\n")
 
 
+def _rules():
+    import measure
+
+    every = "all" in _FEEDBACK.value
+    return list(measure.known_rules()) if every else _FEEDBACK.value
+
+
 def _steps(found, progress):
     import measure
 
@@ -200,7 +208,7 @@ def _steps(found, progress):
             for name in _WORKLOADS.value
             for row in measure.steps(
                 name,
-                _FEEDBACK.value,
+                _rules(),
                 jit,
                 rounds,
                 peer,
@@ -215,7 +223,7 @@ def _steps(found, progress):
 
 def _memory(progress):
     rows = []
-    kinds = list(itertools.product(_WORKLOADS.value, _JIT.value, _FEEDBACK.value))
+    kinds = list(itertools.product(_WORKLOADS.value, _JIT.value, _rules()))
     task = progress.add_task("memory", total=len(kinds))
     for name, jit, rule in kinds:
         done = subprocess.run(

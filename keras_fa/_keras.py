@@ -14,6 +14,7 @@ import sys
 from typing import NamedTuple
 
 import keras
+from keras import ops
 
 
 def layers_of(model):
@@ -343,6 +344,52 @@ def in_training(layer):
     Public is only a `training` argument of `call`, which Keras's convolutions lack.
     """
     return bool(layer._get_call_context().get_value("training", False))
+
+
+def optimizer_of_call(layer):
+    """The optimizer of the model in whose call a layer is called, None without one.
+
+    Public is no way from a layer to the model around it.
+    """
+    return getattr(layer._get_call_context().entry_layer, "optimizer", None)
+
+
+def keep_out_of_norm(optimizer, variables):
+    """Has `global_clipnorm` leave the gradients of some variables out of its norm.
+
+    They are scaled as the others are. Public is no way to clip but by all gradients.
+    """
+    kept_out = vars(optimizer).setdefault("_kept_out_of_norm", {})
+    first = not kept_out
+    kept_out.update({id(variable): variable for variable in variables})
+    if not first:
+        return
+    apply, clip, trained = (
+        optimizer._backend_apply_gradients,
+        optimizer._clip_gradients,
+        [],
+    )
+
+    def apply_gradients(gradients, variables):
+        trained[:] = variables
+        return apply(gradients, variables)
+
+    def clip_gradients(gradients):
+        if not optimizer.global_clipnorm:
+            return clip(gradients)
+        pairs = list(zip(gradients, trained, strict=True))
+        counted = [g for g, variable in pairs if id(variable) not in kept_out]
+        limit = optimizer.global_clipnorm
+        squares = [ops.sum(ops.square(ops.cast(g, "float32"))) for g in counted]
+        scale = ops.minimum(limit / ops.sqrt(sum(squares)), 1.0)
+        clipped = iter(clip(counted))
+        return [
+            ops.cast(scale, g.dtype) * g if id(variable) in kept_out else next(clipped)
+            for g, variable in pairs
+        ]
+
+    vars(optimizer)["_backend_apply_gradients"] = apply_gradients
+    vars(optimizer)["_clip_gradients"] = clip_gradients
 
 
 def autocast(layer):

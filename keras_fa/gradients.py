@@ -67,7 +67,7 @@ def learned(kernel, backward_kernel):
     return _fan_out(kernel, backward_kernel)
 
 
-def linear(op, inputs, kernel, backward_kernel):
+def linear(op, inputs, kernel, backward_kernel, mix=None):
     """Applies `op(inputs, kernel)`, its input gradient taken through another kernel.
 
     For incoming error ``delta = dL/dy`` the gradients are those of Lillicrap et al.
@@ -81,6 +81,9 @@ def linear(op, inputs, kernel, backward_kernel):
         backward_kernel: B, of the shape and dtype of `kernel`. Passing `kernel` itself
             gives `op` untouched, bit for bit ordinary backpropagation. None sends no
             error to the inputs: a direct rule brings it there by another way.
+        mix: A square matrix M over the last axis of the output: B is then
+            `backward_kernel` times M. The error goes through M first, which for a
+            batch smaller than the kernel's inputs is cheaper than to make B.
 
     Returns:
         `op(inputs, kernel)`.
@@ -96,7 +99,10 @@ def linear(op, inputs, kernel, backward_kernel):
     output = op(ops.stop_gradient(inputs), kernel)
     if backward_kernel is None:
         return output
-    return _fan_out(output, op(inputs, ops.stop_gradient(backward_kernel)))
+    back = op(inputs, ops.stop_gradient(backward_kernel))
+    if mix is not None:
+        back = ops.matmul(back, ops.stop_gradient(mix))
+    return _fan_out(output, back)
 
 
 def direct(output, readouts, signal):

@@ -36,6 +36,9 @@ class TorchSGD(keras.optimizers.Optimizer):
         ValueError: If momentum or weight decay is out of range.
     """
 
+    # What the short form of product feedback asks for.
+    linear_in_gradient = True
+
     def __init__(
         self,
         learning_rate=0.01,

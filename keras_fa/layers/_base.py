@@ -49,6 +49,9 @@ class FeedbackMixin:
     """
 
     maps = (Map(),)
+    # Whether each output channel is a number of the kernel's last axis, made of all
+    # channels of the input, and stands on the last axis of what a product returns.
+    ends_in_outputs = False
 
     def __init__(self, *args, rule="fa", **kwargs):
         super().__init__(*args, **kwargs)
@@ -195,7 +198,11 @@ class FeedbackMixin:
     def potential(self, index=0):
         """The layer's part in the conservation law: see `FeedbackRule.potential`."""
         kernel = getattr(self, self.maps[index].kernel)
-        return self._rule_of(index).potential(kernel, **self._stored[index])
+        found = self._rule_of(index).potential(kernel, **self._stored[index])
+        if found is None or getattr(self, "groups", 1) == 1:
+            return found
+        # A channel of a group has its filters alone, which only the kernel tells apart.
+        return found if tuple(found[0].shape) == tuple(kernel.shape) else None
 
     def linear(self, op, inputs, kernel=None, index=0):
         """A product of the layer, its input gradient taken with the rule's B.
@@ -213,10 +220,27 @@ class FeedbackMixin:
         return gradients.linear(op, inputs, *self._pair(index, kernel))
 
     def _pair(self, index, kernel=None):
-        """One reading of W, and the B that belongs to it."""
+        """One reading of W, and the B that belongs to it: `(W, K, M)`, B = K M.
+
+        M is None where B is no product.
+        """
+        kernel, stored = self._read(index, kernel)
         rule = self._rule_of(index)
+        factors = rule.factors(kernel, **stored) if self.ends_in_outputs else None
+        if factors is None:
+            factors = rule.backward_kernel(kernel, **stored), None
+        if self._rule.learns:
+            kernel = gradients.learned(kernel, rule.learned(kernel, **stored))
+        return kernel, *factors
+
+    def _read(self, index, kernel=None):
+        """One reading of W, and of what is stored with it."""
+        rule = self._rule_of(index)
+        variable = getattr(self, self.maps[index].kernel)
+        if _keras.in_training(self):
+            rule.check_training(_keras.optimizer_of_call(self), variable)
         if kernel is None:
-            kernel = getattr(self, self.maps[index].kernel)
+            kernel = variable
         # W is read once, and B made from that reading. With a second reading of its
         # own, B sometimes came from the weights after the update: nothing in the graph
         # held the update back until then. (ops.convert_to_tensor would not read.)
@@ -227,10 +251,7 @@ class FeedbackMixin:
             # TensorFlow drops the reading of B together with the dead second product,
             # and with it what held B's update back: W's reading waits for it instead.
             kernel = _keras.after(kernel, list(stored.values()))
-        backward_kernel = rule.backward_kernel(kernel, **stored)
-        if self._rule.learns:
-            kernel = gradients.learned(kernel, backward_kernel)
-        return kernel, backward_kernel
+        return kernel, stored
 
     def _moving(self, rule, kernel, index):
         """Readings of what is stored with a kernel, moved on in a training pass."""

@@ -21,6 +21,10 @@ def finished(layer, outputs):
 class _FeedbackConvolution(FeedbackMixin):
     """The convolutions' part: they all pass through `convolution_op`."""
 
+    @property
+    def ends_in_outputs(self):
+        return self.groups == 1 and self.data_format == "channels_last"
+
     def convolution_op(self, inputs, kernel):
         return self.linear(super().convolution_op, inputs, kernel)
 

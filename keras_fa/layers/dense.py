@@ -33,6 +33,8 @@ class FeedbackDense(FeedbackMixin, keras.layers.Dense):
         TensorShape([2, 10])
     """
 
+    ends_in_outputs = True
+
     def call(self, inputs, training=None):
         # Keras's Dense has no hook for its product, so its call is restated.
         outputs = self.linear(ops.matmul, inputs)

@@ -125,6 +125,8 @@ class DirectFeedback(keras.layers.Layer):
         output, *taps = inputs
         if isinstance(self._rule, rules.Backprop):
             return output
+        if self.ghosts and _keras.in_training(self):
+            self._keep_ghosts_out_of_norm()
         readouts = []
         for index, tap in enumerate(taps):
             tap = ops.reshape(tap, (ops.shape(tap)[0], self._units[index]))
@@ -139,6 +141,14 @@ class DirectFeedback(keras.layers.Layer):
                 tap = ops.stop_gradient(tap)
                 readouts.append(ops.matmul(tap, self.ghosts[index]))
         return gradients.direct(output, readouts, self._rule.signal)
+
+    def _keep_ghosts_out_of_norm(self):
+        """With ghosts, the weights take the steps that they take without."""
+        optimizer = _keras.optimizer_of_call(self)
+        while isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+            optimizer = optimizer.inner_optimizer
+        if optimizer is not None:
+            _keras.keep_out_of_norm(optimizer, self.ghosts)
 
     def compute_output_shape(self, input_shape):
         return tuple(input_shape[0])

@@ -83,7 +83,7 @@ class FeedbackReversibleEmbedding(FeedbackMixin, keras.layers.ReversibleEmbeddin
         if not (self.tie_weights and self.rule.learns):
             return super().call(inputs)
         # What B is to learn of the table's gradient comes by this way too.
-        table, _ = self._pair(0)
+        table, *_ = self._pair(0)
         vectors = ops.take(_whole(table), ops.cast(inputs, "int32"), axis=0)
         vectors = ops.cast(vectors, self.compute_dtype)
         mask = keras.layers.Embedding.compute_mask(self, inputs)

@@ -40,8 +40,12 @@ class _FeedbackCell(FeedbackMixin):
         with _keras.autocast(self):
             pairs = [self._pair(index) for index in range(len(self.maps))]
             pairs = [
-                (kernel, back if back is None or back is kernel else ops.copy(back))
-                for kernel, back in pairs
+                (
+                    kernel,
+                    back if back is None or back is kernel else ops.copy(back),
+                    mix,
+                )
+                for kernel, back, mix in pairs
             ]
         loops = vars(_held).setdefault("pairs", {})
         loops[id(self)] = pairs

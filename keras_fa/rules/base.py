@@ -156,6 +156,46 @@ class FeedbackRule:
         """
         raise NotImplementedError
 
+    def factors(self, kernel, **stored):
+        """B as a product, where that is cheaper than to make B.
+
+        Layers whose outputs are the kernel's last axis take it: the error then goes
+        through the second factor before it goes through the first.
+
+        Args:
+            kernel: The current W.
+            **stored: What the layer stores, by the names of `slots`.
+
+        Returns:
+            None; or (K, M), K of the kernel's shape and M a square matrix, with
+            B = K M along the last axis.
+        """
+        return None
+
+    def learned(self, kernel, **stored):
+        """What gets the gradient of W besides W, for the optimizer to train its parts.
+
+        Args:
+            kernel: The current W.
+            **stored: What the layer stores, by the names of `slots`.
+
+        Returns:
+            A tensor of the kernel's shape, made of the learned slots: B by default.
+        """
+        return self.backward_kernel(kernel, **stored)
+
+    def check_training(self, optimizer, kernel):
+        """Refuses what the rule cannot be trained with, in a training pass.
+
+        Args:
+            optimizer: The optimizer of the model that is trained; None where it is not
+                known, in a training loop of one's own.
+            kernel: The variable W.
+
+        Raises:
+            ValueError: If training would go wrong.
+        """
+
     def advance(self, kernel, bias, initializer, **stored):
         """What becomes of the slots in a training pass, before its products.
 

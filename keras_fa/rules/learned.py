@@ -51,19 +51,42 @@ class ProductFeedback(DrawnRule):
     Source: Li et al. (2024), arXiv 2405.20594, with the gain of the authors' code. A
     consumer conserves `1/2 |R[j]|^2`.
 
+    The short form has no R. An optimizer that is linear in the gradient keeps
+    `Z = R - W P^T` but for its decay, which a scalar a, trained on a gradient of zero,
+    goes through beside it. So with `G = P^T P` and D the part of Z that P sees,
+    `D G = Z P` at the start,
+
+        B = (a D + W) G,    |R[j]|^2 = (a D + W)[j] G (a D + W)[j]^T + a^2 q[j]^2
+
+    with q[j] the norm of the rest of Z[j]: two products of the layer's own size in
+    place of two of k times that. It is that of the long form to rounding.
+
     Args:
         expansion: k, how many times wider than the outputs; an integer of at least 1.
         initializer: What draws R and P, which authors draw as Glorot did.
         seed: As in `DrawnRule`.
+        form: "long", R itself, for every optimizer; "short", for `TorchSGD` and Keras's
+            SGD with momentum and decay as they like, and without clipping; a penalty on
+            the kernel has to be L2, and it may have no constraint.
 
     Raises:
-        ValueError: If the expansion is no positive integer, and as in `DrawnRule`.
+        ValueError: If the expansion is no positive integer or the form is unknown, as
+            in `DrawnRule`, and in a training pass of a model whose optimizer or kernel
+            the short form is not for. A training loop of one's own has to know.
     """
 
     label, color = "PFA", "#8c564b"
 
-    def __init__(self, expansion=10, initializer="glorot_uniform", seed=None):
+    def __init__(
+        self, expansion=10, initializer="glorot_uniform", seed=None, form="long"
+    ):
         super().__init__(initializer, seed)
+        if form not in ("long", "short"):
+            raise ValueError(
+                'The form of ProductFeedback must be "long" or "short". Received: '
+                f"form={form!r}."
+            )
+        self.form = form
         if isinstance(expansion, bool) or not (
             isinstance(expansion, numbers.Integral) and expansion >= 1
         ):
@@ -90,20 +113,124 @@ class ProductFeedback(DrawnRule):
             shape = (middle, outputs)
             return gain * self._draw(kernel, kernel_initializer, shape, stream=1)
 
+        if self.form == "short":
+            return self._short_slots(geometry, (*inputs, outputs), draw_r, draw_p)
         return {
             "R": Slot((*inputs, middle), draw_r, learned=True),
             "P": Slot((middle, outputs), draw_p),
         }
 
-    def backward_kernel(self, kernel, R, P):
-        geometry = self._geometry_of(kernel.shape)
-        return geometry.kernel(ops.matmul(R, P), tuple(kernel.shape))
+    def _short_slots(self, geometry, shape, draw_r, draw_p):
+        *inputs, outputs = shape
+        found = {}
 
-    def potential(self, kernel, R, P):
-        return R, None
+        def part(name):
+            def initial(kernel, kernel_initializer):
+                # All of them are of one draw of R and P.
+                if not found:
+                    r = draw_r(kernel, kernel_initializer)
+                    p = draw_p(kernel, kernel_initializer)
+                    rest = ops.reshape(r, (-1, p.shape[0]))
+                    rest = rest - ops.matmul(geometry.matrix(kernel), ops.transpose(p))
+                    gram = ops.matmul(ops.transpose(p), p)
+                    seen = ops.matmul(rest, p)
+                    offset = ops.transpose(ops.solve(gram, ops.transpose(seen)))
+                    outside = rest - ops.matmul(offset, ops.transpose(p))
+                    found["gram"] = gram
+                    found["offset"] = ops.reshape(offset, shape)
+                    norm = ops.norm(outside, axis=-1)
+                    found["rest"] = ops.reshape(norm, (*inputs, 1))
+                return found.pop(name)
+
+            return initial
+
+        return {
+            "offset": Slot(shape, part("offset")),
+            "gram": Slot((outputs, outputs), part("gram")),
+            "rest": Slot((*inputs, 1), part("rest")),
+            "share": Slot(
+                (), lambda kernel, _: ops.ones((), kernel.dtype), learned=True
+            ),
+        }
+
+    def _inner(self, kernel, offset, share):
+        """`a D + W`, a matrix."""
+        matrix = self._geometry_of(kernel.shape).matrix(kernel)
+        offset = ops.reshape(offset, (-1, matrix.shape[-1]))
+        share, offset = (ops.cast(x, matrix.dtype) for x in (share, offset))
+        return share * offset + matrix
+
+    def backward_kernel(self, kernel, **stored):
+        geometry = self._geometry_of(kernel.shape)
+        if self.form == "long":
+            product = ops.matmul(stored["R"], stored["P"])
+        else:
+            inner = self._inner(kernel, stored["offset"], stored["share"])
+            product = ops.matmul(inner, ops.cast(stored["gram"], inner.dtype))
+        return geometry.kernel(product, tuple(kernel.shape))
+
+    def factors(self, kernel, **stored):
+        if self.form == "long":
+            return None
+        inner = self._inner(kernel, stored["offset"], stored["share"])
+        inner = self._geometry_of(kernel.shape).kernel(inner, tuple(kernel.shape))
+        return inner, ops.cast(stored["gram"], inner.dtype)
+
+    def learned(self, kernel, **stored):
+        if self.form == "long":
+            return self.backward_kernel(kernel, **stored)
+        # The share gets a gradient of zero: its decay is what it is trained for.
+        return ops.broadcast_to(0 * stored["share"], kernel.shape)
+
+    def check_training(self, optimizer, kernel):
+        if self.form == "long":
+            return
+        penalty = kernel.regularizer
+        if kernel.constraint is not None or (
+            penalty is not None and type(penalty) is not keras.regularizers.L2
+        ):
+            raise ValueError(
+                "The short form of product feedback holds for a kernel without a "
+                "constraint and with no penalty but keras.regularizers.L2. Received: "
+                f"constraint={kernel.constraint!r}, regularizer={penalty!r}. Use "
+                'keras_fa.rules.ProductFeedback(form="long").'
+            )
+        while isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+            optimizer = optimizer.inner_optimizer
+        if optimizer is not None and not _is_linear(optimizer):
+            raise ValueError(
+                "The short form of product feedback holds for optimizers whose step is "
+                "linear in the gradient: keras_fa.optimizers.TorchSGD and "
+                "keras.optimizers.SGD, without clipping, and those with a true "
+                "linear_in_gradient. Received: "
+                f'{optimizer.name}. Use keras_fa.rules.ProductFeedback(form="long").'
+            )
+
+    def potential(self, kernel, **stored):
+        if self.form == "long":
+            return stored["R"], None
+        inner = self._inner(kernel, stored["offset"], stored["share"])
+        root = ops.cholesky(ops.cast(stored["gram"], inner.dtype))
+        rest = ops.convert_to_tensor(stored["share"]) * stored["rest"]
+        seen = ops.reshape(ops.matmul(inner, root), (*rest.shape[:-1], root.shape[0]))
+        return ops.concatenate([seen, ops.cast(rest, seen.dtype)], axis=-1), None
 
     def get_config(self):
-        return {"expansion": self.expansion, **super().get_config()}
+        return {
+            "expansion": self.expansion,
+            "form": self.form,
+            **super().get_config(),
+        }
+
+
+def _is_linear(optimizer):
+    return (
+        type(optimizer) is keras.optimizers.SGD
+        or getattr(optimizer, "linear_in_gradient", False)
+    ) and not any(
+        getattr(optimizer, clip, None) is not None
+        for clip in ("clipnorm", "clipvalue", "global_clipnorm")
+    )
 
 
 @register("rule", "weight_mirror")
