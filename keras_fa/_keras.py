@@ -81,8 +81,15 @@ def sums_in(model):
     return [
         operation
         for operation in getattr(model, "operations", ())
-        if is_own_operation(operation) and type(operation).__name__ == "Add"
+        if is_sum(operation) and not isinstance(operation, keras.layers.Add)
     ]
+
+
+def is_sum(operation):
+    """Whether an operation in a graph adds tensors up: `x + y` or `layers.Add`."""
+    return isinstance(operation, keras.layers.Add) or (
+        is_own_operation(operation) and type(operation).__name__ == "Add"
+    )
 
 
 def follows_its_graph(model):

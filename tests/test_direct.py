@@ -337,3 +337,77 @@ def test_ghosts_are_no_part_of_a_global_norm(accumulated):
     # Clipped by the same factor: a step of theirs is no longer than the weights' one.
     lengths = [np.linalg.norm(g) for g in ghosts]
     assert all(0 < length < 4 * 0.5 * 0.2 for length in lengths)
+
+
+def test_at_block_outputs_blocks_are_local_and_right_within():
+    """Each part's gradient is that of <e B_l, its output>, its input held still."""
+    model = models.residual_mlp(
+        (5,), 3, "fa", width=4, blocks=2, hidden_units=6, dtype="float64"
+    )
+    new = keras_fa.direct(model, taps="blocks", seed=0)
+    np.testing.assert_array_equal(new(X), model(X))
+    again = keras.Model.from_config(new.get_config())
+    again.set_weights(new.get_weights())
+    part = {layer.name: layer for layer in new.layers}
+
+    def block(h, name):
+        inner = part[f"{name}_up"](part[f"{name}_norm"](h))
+        return h + part[f"{name}_down"](tf.nn.relu(inner))
+
+    hidden = [part["embedding"](X)]
+    hidden += [block(hidden[0], "block_1")]
+    hidden += [block(hidden[1], "block_2")]
+    end = part["direct_feedback"]
+    assert [tuple(b.shape) for b in end.weights] == [(4, 3)] * 3
+    error = softmax_error(np.asarray(new(X)), LABELS)
+    credits = [error @ np.asarray(end.feedback(tap)).T for tap in range(3)]
+    with tf.GradientTape() as tape:
+        outputs = [part["embedding"](X)]
+        outputs += [block(hidden[0], "block_1"), block(hidden[1], "block_2")]
+        told = [tf.reduce_sum(c * o) for c, o in zip(credits, outputs, strict=True)]
+        logits = part["head"](part["norm"](hidden[2]))
+        total = tf.add_n([*told, cross_entropy()(LABELS, logits)])
+    expected = tape.gradient(total, [v.value for v in new.trainable_variables])
+    for one in (new, again):
+        for ours, theirs in zip(gradients(one, X, LABELS), expected, strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-15)
+    # What the instruments compare with is the true gradient of the whole.
+    true = keras_fa.analysis.gradient_alignment(model, X, LABELS, cross_entropy())
+    seen = keras_fa.analysis.gradient_alignment(new, X, LABELS, cross_entropy())
+    for name, terms in seen.layers.items():
+        assert terms.true_norm == pytest.approx(true.layers[name].true_norm, rel=1e-12)
+    assert seen.layers["block_1_up"].cosine < 0.99
+    # No error crosses the stream; within a block the laws are backpropagation's.
+    laws = {g.name for g in keras_fa.analysis.conserved_groups(new) if g.reason is None}
+    assert laws == {
+        *("block_1_norm", "block_1_up", "block_2_norm", "block_2_up", "norm")
+    }
+    new.compile(keras.optimizers.SGD(0.1), cross_entropy(), jit_compile=False)
+    ledger = keras_fa.analysis.Ledger(new)
+    for _ in range(3):
+        new.train_on_batch(X, LABELS)
+        ledger.step()
+    for entry in ledger.report().values():
+        assert abs(entry.first_order).max() < 1e-15 < abs(entry.measured).max()
+    back = models.with_rule(new, "fa")
+    assert [type(x).__name__ for x in back.layers] == [
+        type(x).__name__ for x in model.layers
+    ]
+    with pytest.raises(ValueError, match="no sums of a residual stream"):
+        keras_fa.direct(network(), taps="blocks")
+
+
+def test_block_outputs_of_a_transformer_are_its_sums():
+    inputs = keras.Input((6, 4))
+    x = keras.layers.Dense(4, name="patches")(inputs)
+    y = keras.layers.LayerNormalization()(x)
+    x = x + keras.layers.MultiHeadAttention(2, 2, name="attention")(y, y)
+    x = keras.layers.Dense(3)(keras.layers.GlobalAveragePooling1D()(x))
+    rule = keras_fa.rules.DirectFeedbackAlignment(taps="blocks", seed=1)
+    model, _ = keras_fa.convert(keras.Model(inputs, x), rule)
+    assert [tuple(b.shape) for b in model.layers[-1].weights] == [(24, 3)] * 2
+    x, y = np.random.default_rng(0).normal(size=(8, 6, 4)), LABELS
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    found = keras_fa.analysis.gradient_alignment(model, x, y, loss)
+    assert found.layers["query"].feedback_norm > 0
+    assert found.layers["patches"].cosine < 0.99

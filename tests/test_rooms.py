@@ -26,6 +26,7 @@ ROOMS = (
     "layers.conv",
     "layers.depthwise",
     "layers.direct",
+    "layers.boundary",
     "layers.einsum",
     "layers.attention",
     "layers.embedding",

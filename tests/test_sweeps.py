@@ -142,6 +142,16 @@ def test_sections_are_named_by_what_tells_them_apart():
     ]
 
 
+def test_fields_that_vary_together_are_named_as_far_as_needed():
+    axis = {"rule": ["fa", "fa", "dfa"], "model.frozen": [None, "body", None]}
+    cells = [f"rule={r},frozen={f}" for r, f in zip(*axis.values(), strict=True)]
+    assert names([{**axis, "epochs": [1, 2, 3]}]) == [
+        cell.replace("None", "none") for cell in cells
+    ]
+    (narrowed,) = sweeps.narrow([axis], "rule", ["fa"])
+    assert narrowed == {"rule": ["fa", "fa"], "model.frozen": [None, "body"]}
+
+
 def test_a_rule_keeps_the_arguments_that_its_section_has():
     config = base()
     drawn = {"name": "fa", "initializer": "ones"}

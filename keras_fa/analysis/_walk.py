@@ -339,6 +339,7 @@ def _is_cut(layer):
         isinstance(layer, FeedbackMixin)
         and isinstance(layer.rule, rules.DirectFeedbackAlignment)
         and layer.rule.wired
+        and layer.rule.taps == "layers"
     )
 
 

@@ -41,7 +41,8 @@ def cells(base, axes):
         base: `ConfigDict` that the cells change.
         axes: Sequence of axes. An axis is a dict from field, such as
             "model.hidden_units", to the sequence of its values; fields of one axis vary
-            together. The first field of each axis names the cells.
+            together. The first field of each axis names the cells, with the next ones
+            where it does not tell its rows apart.
 
     Returns:
         List of `Cell`, the last axis varying fastest.
@@ -70,7 +71,8 @@ def cells(base, axes):
                 "The fields of an axis vary together and need equally many values, at "
                 f"least one. Received: {lengths}."
             )
-    labels = _labels([next(iter(axis)) for axis in axes])
+    naming = [named for axis in axes for named in _naming(axis)]
+    labels = _labels([field for field, _ in naming])
     found = []
     for rows in itertools.product(*(range(len(next(iter(a.values())))) for a in axes)):
         settings = {
@@ -79,8 +81,8 @@ def cells(base, axes):
             for field, values in axis.items()
         }
         name = ",".join(
-            f"{label}={_text(settings[next(iter(axis))], next(iter(axis.values())))}"
-            for label, axis in zip(labels, axes, strict=True)
+            f"{label}={_text(settings[field], values)}"
+            for label, (field, values) in zip(labels, naming, strict=True)
         )
         found.append(Cell(name, settings, _with(base, settings)))
     names = [cell.name for cell in found]
@@ -124,10 +126,21 @@ def narrow(axes, field, values):
                         f"The grid has no row with {field}={value!r}. It has "
                         f"{', '.join(map(repr, axis[field]))}."
                     )
-                rows.append(list(axis[field]).index(value))
+                rows += [row for row, v in enumerate(axis[field]) if v == value]
             changed = {key: [column[r] for r in rows] for key, column in axis.items()}
         return [*axes[:index], changed, *axes[index + 1 :]]
     return [{field: list(values)}, *axes]
+
+
+def _naming(axis):
+    """The first fields of an axis with their values, as many as tell its rows apart."""
+    columns = list(axis.items())
+    texts = [[_text(value, values) for value in values] for _, values in columns]
+    for count in range(1, len(texts) + 1):
+        rows = list(zip(*texts[:count], strict=True))
+        if len(set(rows)) == len(rows):
+            return columns[:count]
+    return columns
 
 
 def _labels(fields):

@@ -18,6 +18,7 @@ from keras_fa.layers.attention import (
     FeedbackGroupQueryAttention,
     FeedbackMultiHeadAttention,
 )
+from keras_fa.layers.boundary import BlockBoundary
 from keras_fa.layers.conv import (
     FeedbackConv1D,
     FeedbackConv1DTranspose,
@@ -50,6 +51,7 @@ from keras_fa.layers.recurrent import (
 __all__ = [
     "COUNTERPARTS",
     "BatchNormalization",
+    "BlockBoundary",
     "DirectFeedback",
     "FeedbackConv1D",
     "FeedbackConv1DTranspose",

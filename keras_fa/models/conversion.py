@@ -157,11 +157,16 @@ def to_stock(model):
     return stock
 
 
-def direct(model, kind="full", signal="error", learned=False, **arguments):
+def direct(
+    model, kind="full", signal="error", learned=False, taps="layers", **arguments
+):
     """The same architecture and weights under direct feedback.
 
     Each feedback layer sends nothing back; its input, unless nothing below it trains,
-    gets the output's error through a matrix of its own. Source: Nokland (2016).
+    gets the output's error through a matrix of its own. Source: Nokland (2016). With
+    `taps="blocks"` it is the outputs of a residual network's blocks that get it, and
+    blocks are local: within one the error goes back as under backpropagation, and none
+    leaves it. Blocks end at the sums of the graph, and where a stream begins.
 
     Args:
         model: A built Sequential or functional model with feedback layers and one
@@ -169,6 +174,7 @@ def direct(model, kind="full", signal="error", learned=False, **arguments):
         kind: "full", "shared", "low_rank" or "sparse".
         signal: "error", "sign" or "target".
         learned: Whether B_l learns, by `h_l^T e`: `keras_fa.rules.DirectKolenPollack`.
+        taps: "layers" or "blocks".
         **arguments: Further ones of `keras_fa.rules.DirectFeedbackAlignment`: `rank`,
             `nonzeros`, `ghost`, `initializer`, `seed`.
 
@@ -188,7 +194,7 @@ def direct(model, kind="full", signal="error", learned=False, **arguments):
     rule = rules.DirectFeedbackAlignment
     if learned:
         rule = rules.DirectKolenPollack
-    return with_rule(model, rule(kind=kind, signal=signal, **arguments))
+    return with_rule(model, rule(kind=kind, signal=signal, taps=taps, **arguments))
 
 
 def _plan(model, chooser, only=keras.Layer):

@@ -1,11 +1,17 @@
 """The layer that brings the output's error to a model's hidden layers, and its taps."""
 
+import collections
 import copy
 
 import keras
 
 from keras_fa import _keras, rules
-from keras_fa.layers import DirectFeedback, FeedbackMixin, feedback_layers
+from keras_fa.layers import (
+    BlockBoundary,
+    DirectFeedback,
+    FeedbackMixin,
+    feedback_layers,
+)
 
 
 def is_direct(rule):
@@ -37,9 +43,12 @@ def wire(model):
                 f"{rule!r} in '{layers[0].name}', {layer.rule!r} in '{layer.name}'."
             )
     output = _output(model)
-    taps = _taps(output, layers)
     wired = copy.copy(rule)
     wired.wired = True
+    if rule.taps == "blocks":
+        output, taps = _bounded(model, output, wired)
+    else:
+        taps = _taps(output, layers)
     for layer in layers:
         layer._rule = wired
     # That of the output: what casts an output on its way would change it.
@@ -57,7 +66,16 @@ def unwire(model):
     if not ends:
         return model
     node = _keras.producing_node(_output(model))
-    return _with_output(model, node.input_tensors[0])
+    new = _with_output(model, node.input_tensors[0])
+    if not any(isinstance(x, BlockBoundary) for x in new.layers):
+        return new
+
+    def call(operation, *args, **kwargs):
+        if isinstance(operation, BlockBoundary):
+            return args[0]
+        return operation(*args, **kwargs)
+
+    return _with_output(new, _called_again(new, call))
 
 
 def _with_output(model, output):
@@ -66,6 +84,66 @@ def _with_output(model, output):
     new = keras.Model(inputs, output, name=model.name)
     new.dtype_policy = model.dtype_policy
     return new
+
+
+def _called_again(model, call):
+    """The output of a model when `call(operation, ...)` stands for each call."""
+    again = keras.models.clone_model(
+        model, model.input, clone_function=lambda layer: layer, call_function=call
+    )
+    return again.outputs[0]
+
+
+def _bounded(model, output, rule):
+    """The output with a boundary behind each block, and the blocks' outputs."""
+    ends, taps = _block_ends(output), {}
+
+    def call(operation, *args, **kwargs):
+        tensor = operation(*args, **kwargs)
+        if id(operation) not in ends:
+            return tensor
+        _add_tap(taps, tensor, operation, ends[id(operation)])
+        name = f"{operation.name}_boundary"
+        return BlockBoundary(rule, dtype=tensor.dtype, name=name)(tensor)
+
+    if not ends:
+        raise ValueError(
+            f"Model '{model.name}' has no sums of a residual stream, at which "
+            'taps="blocks" has its blocks end. Use taps="layers".'
+        )
+    return _called_again(model, call), list(taps.values())
+
+
+def _block_ends(output):
+    """`{id(operation): whether something trains there or below}` of blocks' ends.
+
+    A block ends in a sum. What a sum takes that is read elsewhere too, as by a block,
+    is the stream at its beginning.
+    """
+    trains, nodes = {}, {}
+
+    def visit(tensor):
+        if id(tensor) not in trains:
+            node = _keras.producing_node(tensor)
+            nodes[id(node)] = node
+            below = any([visit(parent) for parent in node.input_tensors])
+            own = getattr(node.operation, "trainable_variables", ())
+            trains[id(tensor)] = below or bool(own)
+        return trains[id(tensor)]
+
+    visit(output)
+    uses = collections.Counter(
+        id(tensor) for node in nodes.values() for tensor in node.input_tensors
+    )
+    ends = {}
+    for node in nodes.values():
+        if _keras.is_sum(node.operation) and len(node.input_tensors) > 1:
+            streams = [x for x in node.input_tensors if uses[id(x)] > 1]
+            for tensor in (*node.outputs, *streams):
+                operation = _keras.producing_node(tensor).operation
+                if not isinstance(operation, keras.layers.InputLayer):
+                    ends[id(operation)] = trains[id(tensor)]
+    return ends
 
 
 def _unwired(rule):

@@ -10,6 +10,7 @@ from keras_fa.rules.base import PACKAGE, FeedbackRule
 
 KINDS = ("full", "shared", "low_rank", "sparse")
 SIGNALS = ("error", "sign", "target")
+TAPS = ("layers", "blocks")
 
 
 @register("rule", "dfa")
@@ -35,6 +36,10 @@ class DirectFeedbackAlignment(FeedbackRule):
             batches that they share evenly.
         rank: Of "low_rank", an integer.
         nonzeros: Of "sparse", an integer.
+        taps: Where the error enters. "layers", at the input of each layer, which sends
+            nothing back itself; "blocks", at the output of each block of a residual
+            network, within which the error goes back through the transposes: direct
+            feedback as arXiv 2606.21126 has it.
         ghost: Whether each layer gets a ghost readout G_l, trained on h_l^T e and used
             by nothing, with which its conservation law can be told: `<G_l[j], B_l[j]>`
             less the producers' half squared norm.
@@ -60,8 +65,13 @@ class DirectFeedbackAlignment(FeedbackRule):
         initializer=None,
         seed=None,
         wired=False,
+        taps="layers",
     ):
-        for name, value, known in (("kind", kind, KINDS), ("signal", signal, SIGNALS)):
+        for name, value, known in (
+            ("kind", kind, KINDS),
+            ("signal", signal, SIGNALS),
+            ("taps", taps, TAPS),
+        ):
             if value not in known:
                 raise ValueError(
                     f"The {name} of {type(self).__name__} must be one of "
@@ -77,7 +87,7 @@ class DirectFeedbackAlignment(FeedbackRule):
                     f'{name} must be a positive integer for kind="{owner}", and None '
                     f"for the others. Received: kind={kind!r}, {name}={value!r}."
                 )
-        self.kind, self.signal = kind, signal
+        self.kind, self.signal, self.taps = kind, signal, taps
         self.rank, self.nonzeros = rank, nonzeros
         self.ghost = ghost
         self.initializer = None
@@ -94,7 +104,10 @@ class DirectFeedbackAlignment(FeedbackRule):
                 "keras_fa.direct(model), or the rule to one of the builders in "
                 "keras_fa.models, which does it."
             )
-        return None
+        return kernel if self.taps == "blocks" else None
+
+    def potential(self, kernel):
+        return (kernel, None) if self.taps == "blocks" else None
 
     def limit(self, units, outputs):
         """The half width of the uniform draw of B_l."""
@@ -113,6 +126,7 @@ class DirectFeedbackAlignment(FeedbackRule):
             "initializer": initializer,
             "seed": self.seed,
             "wired": self.wired,
+            "taps": self.taps,
         }
 
 

@@ -1,0 +1,71 @@
+"""A small MobileNetV2 and a small ViT of Keras's layers, on ten classes of CIFAR-100.
+
+Source: Sandler et al. (2018) and Dosovitskiy et al. (2021) for the networks, made small
+    enough for a core; the audit's protocol is that of arXiv 2606.21126.
+Command: keras-fa sweep --grid=small_networks --workdir=runs/small_networks, then
+    keras-fa reproduce --experiment=small_networks
+Expected: results/small_networks.csv; one run takes about a minute on one core.
+
+Choices where the sources are silent: standardised by the mean and standard deviation of
+each colour channel over the chosen classes' training images; the last partial batch is
+kept. The ViT has no positions: its patches are a set.
+"""
+
+import keras
+from keras import layers
+
+from keras_fa.config import default_config
+
+
+def mobilenet(input_shape, num_classes):
+    """Inverted residuals of 12, 16 and 24 channels; images of 32 x 32 end at 4 x 4."""
+
+    def conv_bn(x, filters, size=1, strides=1, activation=True):
+        x = layers.Conv2D(filters, size, strides, "same", use_bias=False)(x)
+        x = layers.BatchNormalization()(x)
+        return layers.ReLU(6.0)(x) if activation else x
+
+    def inverted(x, filters, strides):
+        y = conv_bn(x, 3 * x.shape[-1])
+        y = layers.DepthwiseConv2D(3, strides, "same", use_bias=False)(y)
+        y = layers.ReLU(6.0)(layers.BatchNormalization()(y))
+        y = conv_bn(y, filters, activation=False)
+        return layers.Add()([x, y]) if y.shape == x.shape else y
+
+    inputs = keras.Input(input_shape)
+    x = conv_bn(inputs, 12, 3, 2)
+    for filters, strides in ((12, 1), (16, 2), (16, 1), (24, 2), (24, 1)):
+        x = inverted(x, filters, strides)
+    x = layers.GlobalAveragePooling2D()(conv_bn(x, 48))
+    return keras.Model(inputs, layers.Dense(num_classes)(x), name="mobilenet")
+
+
+def vit(input_shape, num_classes, width=48, blocks=3, heads=4, patch=8):
+    """Pre-norm blocks of attention and GELU on patches of 8 x 8."""
+    inputs = keras.Input(input_shape)
+    x = layers.Conv2D(width, patch, patch)(inputs)
+    x = layers.Reshape((-1, width))(x)
+    for _ in range(blocks):
+        y = layers.LayerNormalization()(x)
+        x = x + layers.MultiHeadAttention(heads, width // heads)(y, y)
+        y = layers.LayerNormalization()(x)
+        y = layers.Dense(2 * width, activation="gelu")(y)
+        x = x + layers.Dense(width)(y)
+    x = layers.GlobalAveragePooling1D()(layers.LayerNormalization()(x))
+    return keras.Model(inputs, layers.Dense(num_classes)(x), name="vit")
+
+
+def get_config():
+    config = default_config()
+    config.dataset.name = "cifar100"
+    config.dataset.num_classes = 10
+    config.dataset.class_seed = 0
+    config.dataset.standardize = "channel"
+    config.model.name = "small_networks:mobilenet"
+    config.optimizer.name = "adam"
+    config.optimizer.learning_rate = 1e-3
+    config.epochs = 10
+    config.batch_size = 64
+    config.checkpoint_every = 5
+    config.instruments.conservation = False
+    return config
