@@ -28,17 +28,17 @@ def double():
     keras.config.set_floatx("float32")
 
 
-def dense_network():
+def dense_network(names=RULES):
     """A layer under each rule but the first, through which nothing is fed back."""
-    sizes = [FeedbackDense(6, "relu", rule=rule) for rule in RULES]
+    sizes = [FeedbackDense(6, "relu", rule=rule) for rule in names]
     end = FeedbackDense(CLASSES, rule="fa")
     return keras.Sequential([keras.Input((5,)), *sizes, end])
 
 
-def convolutional_network():
+def convolutional_network(names=RULES):
     layers = [
         FeedbackConv2D(4, 3, padding="same", activation="relu", rule=rule)
-        for rule in RULES
+        for rule in names
     ]
     flat = [keras.layers.Flatten(), FeedbackDense(CLASSES, rule="fa")]
     return keras.Sequential([keras.Input((4, 3, 2)), *layers, *flat])
@@ -48,13 +48,14 @@ class Momentum:
     """Torch's update: the velocity holds gradients."""
 
     made = keras_fa.optimizers.TorchSGD(RATE, MOMENTUM)
+    rate = RATE
 
     def __init__(self):
         self.velocities = {}
 
     def __call__(self, key, value, gradient):
         self.velocities[key] = MOMENTUM * self.velocities.get(key, 0) + gradient
-        return value - RATE * self.velocities[key]
+        return value - self.rate * self.velocities[key]
 
 
 class DecoupledDecay(Momentum):
@@ -63,8 +64,8 @@ class DecoupledDecay(Momentum):
     made = keras.optimizers.SGD(RATE, MOMENTUM, weight_decay=DECAY)
 
     def __call__(self, key, value, gradient):
-        value = value * (1 - DECAY * RATE)
-        velocity = MOMENTUM * self.velocities.get(key, 0) - RATE * gradient
+        value = value * (1 - DECAY * self.rate)
+        velocity = MOMENTUM * self.velocities.get(key, 0) - self.rate * gradient
         self.velocities[key] = velocity
         return value + velocity
 
@@ -290,3 +291,93 @@ def test_kolen_pollacks_difference_is_constant_where_gradients_are_clipped(clip)
 def test_what_an_optimizer_makes_of_the_whole_kernel_moves_the_difference(name):
     found, _ = difference(_OPTIMIZERS[name](RATE))
     assert np.abs(found / found[0] - 1).max() > 1e-6
+
+
+# --- Direct feedback ---
+
+DIRECT = {
+    "full": {},
+    "shared": {"kind": "shared"},
+    "low_rank": {"kind": "low_rank", "rank": 2},
+    "sparse": {"kind": "sparse", "nonzeros": 1},
+    "sign": {"signal": "sign"},
+    "target": {"signal": "target"},
+    "learned": {"learned": True},
+}
+SIGNALS = {
+    "error": lambda e: e,
+    "sign": lambda e: np.sign(e) / len(e),
+    "target": lambda e: (e < 0) / len(e),
+}
+# Whatever B is made of and what goes through it, in either network; one that learns
+# its B with decay too.
+DIRECT_CELLS = [
+    helpers.standing(
+        *(network, name, update),
+        stands=(network, name)
+        in [(dense_network, "low_rank"), (convolutional_network, "learned")],
+    )
+    for network in (dense_network, convolutional_network)
+    for name in DIRECT
+    for update in (Momentum, DecoupledDecay)
+    if update is Momentum or name == "learned"
+]
+
+
+def direct_step_by_hand(twins, readouts, arguments, update, x, labels):
+    """A step in which each layer's error comes from the output's."""
+    inputs, h = [], x
+    for twin in twins:
+        if twin is twins[-1]:
+            h = h.reshape(len(h), -1)
+        inputs.append(h)
+        h = twin.forward(h, twin.kernel, twin.bias)
+        if twin is not twins[-1]:
+            h = np.maximum(h, 0)
+    output_error = helpers.softmax_error(h, labels)
+    signal = SIGNALS[arguments.get("signal", "error")](output_error)
+    for number, twin in enumerate(twins):
+        error = output_error
+        if twin is not twins[-1]:
+            error = (signal @ readouts[number].T).reshape(inputs[number + 1].shape)
+            if twin is twins[-2]:
+                shape = (len(x), *twin.layer.output.shape[1:])
+                error = error.reshape(shape)
+            error = error * (inputs[number + 1].reshape(error.shape) > 0)
+        _, kernel, bias = twin.gradients(error, inputs[number], twin.kernel)
+        twin.kernel = update((number, "kernel"), twin.kernel, kernel)
+        twin.bias = update((number, "bias"), twin.bias, bias)
+    if arguments.get("learned"):
+        for number, readout in enumerate(readouts):
+            gradient = inputs[number + 1].reshape(len(x), -1).T @ signal
+            readouts[number] = update((number, "B"), readout, gradient)
+
+
+@pytest.mark.parametrize(("network", "name", "update"), DIRECT_CELLS)
+def test_thirty_steps_of_direct_feedback_equal_numpys(double, network, name, update):
+    model = keras_fa.direct(network(3 * ["fa"]), seed=5, **DIRECT[name])
+    model.compile(
+        update.made.from_config(update.made.get_config()),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        jit_compile=False,
+    )
+    twins = [Twin(layer) for layer in keras_fa.layers.feedback_layers(model)]
+    end = model.layers[-1]
+    readouts = [np.array(end.feedback(number)) for number in range(len(twins) - 1)]
+    random = np.random.default_rng(0)
+    x = random.normal(size=(EXAMPLES, *model.input_shape[1:]))
+    labels = random.integers(0, CLASSES, EXAMPLES)
+    by_hand = update()
+    # Of errors that have vanished rounding would make the signs.
+    by_hand.rate = RATE / 8
+    model.optimizer.learning_rate = by_hand.rate
+    for _ in range(STEPS):
+        model.train_on_batch(x, labels)
+        direct_step_by_hand(twins, readouts, DIRECT[name], by_hand, x, labels)
+    for twin in twins:
+        assert helpers.relative_error(twin.kernel, twin.start) > 1e-3
+        # Measured: 5e-16.
+        assert_close(twin.layer.kernel, twin.kernel, 1e-12)
+        assert_close(twin.layer.bias, twin.bias, 1e-12)
+    for number, readout in enumerate(readouts):
+        assert_close(end.feedback(number), readout, 1e-12)
