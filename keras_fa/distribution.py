@@ -8,20 +8,35 @@ replicas have different numbers of them.
 
 import contextlib
 import json
-import logging
 import os
+import pathlib
+import socket
 import threading
+import time
+import uuid
 import warnings
 
 import keras
 import tensorflow as tf
 from keras import tree
 
-from keras_fa import _keras
+from keras_fa import _cluster, _keras
+from keras_fa._cluster import ClusterError, read_cluster
+
+__all__ = [
+    "NAMES",
+    "ClusterError",
+    "WorkerLostError",
+    "check_agreement",
+    "check_shared",
+    "get_strategy",
+    "lost_workers_explained",
+    "prepare",
+    "read_cluster",
+    "set_logical_devices",
+]
 
 NAMES = ("default", "mirrored", "multi_worker")
-
-_LOG = logging.getLogger("keras_fa")
 
 # The versions of Keras that `prepare` was tested on.
 _TESTED = ("3.15",)
@@ -29,10 +44,6 @@ _TESTED = ("3.15",)
 # A worker that stops is noticed within about 20 seconds: a look every 5, and three
 # attempts of 5. TensorFlow's own numbers make it a minute.
 _HEALTH_INTERVAL, _HEALTH_TIMEOUT = 5, 5
-
-
-class ClusterError(ValueError):
-    """`TF_CONFIG` is missing or does not describe a cluster; the message says how."""
 
 
 class WorkerLostError(RuntimeError):
@@ -53,14 +64,16 @@ def get_strategy(name):
         name: "default" for one device; "mirrored" for a `MirroredStrategy` over all
             GPUs, or over all logical CPU devices where there is no GPU;
             "multi_worker" for a `MultiWorkerMirroredStrategy` over the workers that the
-            environment variable `TF_CONFIG` names. It waits for all of them.
+            environment variable `TF_CONFIG` names. It waits for all of them, and says
+            for which. They listen on all interfaces of their machines.
 
     Returns:
         A `tf.distribute.Strategy`.
 
     Raises:
         ValueError: If the name is unknown.
-        ClusterError: If `TF_CONFIG` is missing or wrong, under "multi_worker".
+        ClusterError: If `TF_CONFIG` is missing or wrong, or this worker's port is in
+            use, under "multi_worker".
     """
     if name == "default":
         return tf.distribute.get_strategy()
@@ -78,8 +91,7 @@ def _mirrored():
 
 
 def _multi_worker():
-    workers, index = read_cluster()
-    _LOG.info("Worker %d of %d waits for the others: %s", index, len(workers), workers)
+    _cluster.meet(*read_cluster())
     strategy = tf.distribute.MultiWorkerMirroredStrategy()
     _keras.set_health_check(strategy, _HEALTH_INTERVAL, _HEALTH_TIMEOUT)
     return strategy
@@ -97,80 +109,6 @@ def set_logical_devices(count):
     cpu = tf.config.list_physical_devices("CPU")[0]
     devices = [tf.config.LogicalDeviceConfiguration()] * count
     tf.config.set_logical_device_configuration(cpu, devices)
-
-
-def read_cluster():
-    """The cluster that `TF_CONFIG` describes.
-
-    Returns:
-        `(workers, index)`: the addresses of all workers, the chief first, and which of
-        them this process is.
-
-    Raises:
-        ClusterError: If it is not set, no JSON, or incomplete.
-    """
-    text = os.environ.get("TF_CONFIG")
-    example = (
-        'For two workers on one machine, the first one\'s is {"cluster": {"worker": '
-        '["localhost:12345", "localhost:23456"]}, "task": {"type": "worker", "index": '
-        "0}}, the second one's the same with index 1."
-    )
-    if not text:
-        raise ClusterError(
-            "The strategy multi_worker needs the environment variable TF_CONFIG, which "
-            f"is not set. {example} keras-fa launch sets it."
-        )
-    try:
-        config = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ClusterError(f"TF_CONFIG is no JSON: {error}. {example}") from error
-    cluster = config.get("cluster") if isinstance(config, dict) else None
-    task = config.get("task") if isinstance(config, dict) else None
-    if not isinstance(cluster, dict) or not isinstance(task, dict):
-        raise ClusterError(f'TF_CONFIG needs "cluster" and "task". {example}')
-    others = sorted(cluster.keys() - {"chief", "worker"})
-    if others:
-        raise ClusterError(
-            "MultiWorkerMirroredStrategy has chief and workers only. TF_CONFIG's "
-            f"cluster also names: {', '.join(others)}."
-        )
-    for job, addresses in cluster.items():
-        if not isinstance(addresses, list) or not addresses:
-            raise ClusterError(
-                f'TF_CONFIG\'s cluster["{job}"] must be a list of "host:port". '
-                f"Received: {addresses!r}. {example}"
-            )
-        for address in addresses:
-            host, _, port = str(address).rpartition(":")
-            if not host or not port.isdigit():
-                raise ClusterError(
-                    f'TF_CONFIG\'s cluster["{job}"] must hold addresses "host:port". '
-                    f"Received: {address!r}."
-                )
-    chief, workers = cluster.get("chief", []), cluster.get("worker", [])
-    everyone = [*chief, *workers]
-    if len(chief) > 1:
-        raise ClusterError(
-            f"TF_CONFIG names {len(chief)} chiefs; there is one at most."
-        )
-    if len(set(everyone)) < len(everyone):
-        raise ClusterError(f"TF_CONFIG names an address twice: {everyone}.")
-    job, index = task.get("type"), task.get("index")
-    if job not in cluster:
-        raise ClusterError(
-            f'TF_CONFIG\'s task["type"] is {job!r}, which the cluster does not have: '
-            f"{', '.join(cluster)}."
-        )
-    if isinstance(index, bool) or not isinstance(index, int):
-        raise ClusterError(
-            f'TF_CONFIG\'s task["index"] must be a number, not {index!r}.'
-        )
-    if not 0 <= index < len(cluster[job]):
-        raise ClusterError(
-            f'TF_CONFIG\'s task["index"] is {index}, but there are '
-            f'{len(cluster[job])} of type "{job}", counted from 0.'
-        )
-    return everyone, index if job == "chief" or not chief else index + 1
 
 
 def check_agreement(strategy, facts):
@@ -204,6 +142,63 @@ def check_agreement(strategy, facts):
             + "\nGive all of them the same command, and the same --workdir on a file "
             "system that they share."
         )
+
+
+# Seconds in which a shared file system shows on one machine what another has written.
+_SHOWN = 10
+
+
+def check_shared(strategy, folder):
+    """Makes sure that a folder is one and the same for all workers.
+
+    To be called on all workers, before they compute anything that goes there. The chief
+    writes an empty file into it for as long as the call takes.
+
+    Args:
+        strategy: The strategy of the model; for others than of several workers nothing
+            happens.
+        folder: Its path. The chief must have made it.
+
+    Raises:
+        RuntimeError: On every worker, if one does not see what the chief wrote. The
+            message names it, its machine and its folder.
+    """
+    if not _keras.is_multi_worker(strategy):
+        return
+    folder, (_, index) = pathlib.Path(folder).absolute(), read_cluster()
+    own = f".seen.{uuid.uuid4().hex}" if index == 0 else ""
+    try:
+        if own:
+            (folder / own).touch()
+        # Nobody looks before the chief has written: it takes part in this too.
+        mark = next(name for name in _of_all_replicas(strategy, own) if name)
+        own_view = [index, f"{socket.gethostname()}:{folder}", _appears(folder / mark)]
+        views = _of_all_replicas(strategy, json.dumps(own_view))
+    finally:
+        if own:
+            (folder / own).unlink(missing_ok=True)
+    views = {index: (place, sees) for index, place, sees in map(json.loads, views)}
+    blind = [f"{i} ({place})" for i, (place, sees) in views.items() if not sees]
+    if blind:
+        raise RuntimeError(
+            f"The workers do not share the run folder. Expected that all see what "
+            f"worker 0 writes in {views[0][0]}; not so worker {', '.join(blind)}. Give "
+            "all of them the same --workdir, on a file system that they share."
+        )
+
+
+def _appears(path):
+    """Whether a file is there, within the time that file systems take to show it."""
+    deadline = time.monotonic() + _SHOWN
+    while not path.exists():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.2)
+        # A client of NFS asks the server again when a folder is opened.
+        with contextlib.suppress(OSError):
+            os.listdir(path.parent.parent)
+            os.listdir(path.parent)
+    return True
 
 
 def _flat(facts, prefix=""):

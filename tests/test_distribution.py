@@ -1,12 +1,15 @@
 """Several replicas and several workers train as one device does."""
 
+import concurrent.futures
 import contextlib
 import json
 import os
 import pathlib
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 
 import helpers
@@ -16,7 +19,7 @@ import pytest
 import tensorflow as tf
 
 import keras_fa
-from keras_fa import distribution, losses
+from keras_fa import _cluster, distribution, losses
 from keras_fa.lab import run_folder
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -65,6 +68,46 @@ def test_the_chief_comes_first(monkeypatch, job, index, expected):
     workers, own = distribution.read_cluster()
     assert workers == ["localhost:3333", "localhost:1111", "localhost:2222"]
     assert own == expected
+
+
+def test_a_port_in_use_is_an_error_before_anything_begins(monkeypatch):
+    with socket.create_server(("localhost", 0)) as taken:
+        port = taken.getsockname()[1]
+        cluster = {"worker": [f"localhost:{port}", "localhost:1"]}
+        monkeypatch.setenv("TF_CONFIG", json.dumps({"cluster": cluster, "task": TASK}))
+        match = f"Worker 0 of 2 cannot listen on port {port}.*in use.*sport = :{port}"
+        with pytest.raises(distribution.ClusterError, match=match):
+            distribution.get_strategy("multi_worker")
+
+
+def test_who_is_waited_for_is_said_at_once_and_again(monkeypatch, caplog):
+    with contextlib.ExitStack() as stack:
+
+        def listening(port=0):
+            return stack.enter_context(socket.create_server(("localhost", port)))
+
+        ports = [listening().getsockname()[1] for _ in range(2)]
+        stack.pop_all().close()
+        there = listening().getsockname()[1]
+        workers = [f"localhost:{port}" for port in (*ports, there)]
+
+        class Clock:
+            now = 0.0
+
+            def monotonic(self):
+                return self.now
+
+            def sleep(self, seconds):
+                before, self.now = self.now, self.now + seconds
+                if before < 15 <= self.now:
+                    listening(ports[1])
+
+        monkeypatch.setattr(_cluster, "time", Clock())
+        _cluster.meet(workers, 0)
+    who = f"for worker 1 (localhost:{ports[1]}: Connection refused). Start the same"
+    for seconds, message in zip((1, 11), caplog.messages, strict=True):
+        assert f"Worker 0 of 3 has waited {seconds} s {who} command there" in message
+        assert str(there) not in message
 
 
 def test_an_unknown_strategy_is_refused():
@@ -360,6 +403,12 @@ try:
     distribution.check_agreement(strategy, facts)
 except RuntimeError as error:
     found["disagreement"] = str(error)
+distribution.check_shared(strategy, {folder!r})
+distribution._SHOWN = 0
+try:
+    distribution.check_shared(strategy, {folder!r} + "/apart" * index)
+except RuntimeError as error:
+    found["apart"] = str(error)
 for number, (kind, rule) in enumerate(shared.OF_TWO_WORKERS):
     with strategy.scope():
         model = shared.network(kind, rule)
@@ -402,7 +451,8 @@ def two_workers(tmp_path_factory):
             (arrays["arr_0"], logs[str(number)], arrays["arr_1"])
             for number, arrays in enumerate(arrays)
         ]
-        found.append((trained, logs["unprepared"], logs["disagreement"]))
+        messages = logs["apart"], logs["disagreement"]
+        found.append((trained, logs["unprepared"], *messages))
     return found
 
 
@@ -413,6 +463,52 @@ def test_workers_that_differ_are_refused_on_all_of_them(two_workers):
         assert "0: null on worker 0, nothing on worker 1" in message
         assert "seed" not in message
         assert "the same command" in message
+
+
+@pytest.mark.processes
+def test_a_folder_that_is_not_shared_is_refused_on_all_workers(two_workers):
+    for *_, apart, _ in two_workers:
+        assert "do not share the run folder" in apart
+        assert "not so worker 1" in apart
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_workers_see_what_the_chief_writes(monkeypatch, tmp_path, shared):
+    # Two workers as threads: what they tell each other meets at a barrier.
+    worker, barrier, told = threading.local(), threading.Barrier(2), {}
+
+    def of_all(strategy, text):
+        told[worker.index] = text
+        barrier.wait(10)
+        texts = [told[0], told[1]]
+        barrier.wait(10)
+        return texts
+
+    monkeypatch.setattr(distribution._keras, "is_multi_worker", lambda strategy: True)
+    monkeypatch.setattr(distribution, "read_cluster", lambda: (CLUSTER, worker.index))
+    monkeypatch.setattr(distribution, "_of_all_replicas", of_all)
+    monkeypatch.setattr(distribution, "_SHOWN", 0)
+    folders = [tmp_path / "a", tmp_path / ("a" if shared else "b")]
+    folders[0].mkdir()
+
+    def check(index):
+        worker.index = index
+        try:
+            distribution.check_shared(None, folders[index])
+        except RuntimeError as error:
+            return str(error)
+
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        errors = list(pool.map(check, range(2)))
+    if shared:
+        assert errors == [None, None]
+    else:
+        assert errors[0] == errors[1]
+        assert f"worker 0 writes in {socket.gethostname()}:{folders[0]};" in errors[0]
+        assert f"worker 1 ({socket.gethostname()}:{folders[1]})" in errors[0]
+        assert "the same --workdir" in errors[0]
+    # Nothing of it stays.
+    assert [path.name for path in tmp_path.rglob("*")] == ["a"]
 
 
 def test_texts_of_all_replicas(mirrored):
@@ -442,7 +538,7 @@ def test_batch_norm_of_two_workers_equals_two_replicas(two_workers, mirrored):
 
 @pytest.mark.processes
 def test_keras_still_needs_the_mending(two_workers):
-    for _, unprepared, _ in two_workers:
+    for _, unprepared, *_ in two_workers:
         assert unprepared is not None, (
             "Keras trains under MultiWorkerMirroredStrategy by itself now: take "
             "_build_from_one_replica and _reduce_per_replica out of prepare()."
@@ -500,6 +596,32 @@ def test_a_killed_worker_ends_the_others_and_all_resume(tmp_path):
         assert two.keys() == single.keys()
         for key in single.keys() - {"seconds"}:
             assert two[key] == pytest.approx(single[key], rel=1e-5, abs=1e-5), key
+
+
+@pytest.mark.long
+@pytest.mark.processes
+def test_a_run_in_a_folder_of_each_worker_is_refused_before_any_work(tmp_path):
+    command = (
+        f"{sys.executable} trainers/train.py --config=configs/digits.py --nofigures "
+        f"--strategy=multi_worker --workdir={tmp_path}/$$"
+    )
+    done = subprocess.run(
+        [
+            *(sys.executable, "trainers/launch.py", "--workers=2", "--"),
+            *("sh", "-c", command + " & wait $!"),
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 1
+    for index in (0, 1):
+        assert (
+            f"[{index}] error: The workers do not share the run folder" in done.stdout
+        )
+    assert "Traceback" not in done.stdout
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.long

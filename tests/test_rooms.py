@@ -61,6 +61,7 @@ ROOMS = (
     "analysis._audit",
     "analysis",
     "callbacks",
+    "_cluster",
     "distribution",
     "datasets.transforms",
     "datasets.pipelines",

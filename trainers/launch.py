@@ -8,6 +8,8 @@ Each worker gets a TF_CONFIG of its own. With --hosts it starts the one worker o
 machine instead; the same command goes to all machines, by hand or with srun:
 
     keras-fa launch --hosts=node1:12345,node2:12345 --index=0 -- keras-fa train ...
+
+The ports listen on all interfaces, for everybody: use them in a network that you trust.
 """
 
 import json

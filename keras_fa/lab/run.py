@@ -52,10 +52,11 @@ def run(config, workdir, strategy="default", progress=False, extra_callbacks=())
         keras_fa.results.RunFolderError: If the folder belongs to another configuration
             or another process.
         keras_fa.datasets.DatasetNotFound: If the data set is not there.
-        keras_fa.distribution.ClusterError: If `TF_CONFIG` is wrong.
+        keras_fa.distribution.ClusterError: If `TF_CONFIG` is wrong, or this worker's
+            port in use.
         keras_fa.distribution.WorkerLostError: If another worker stopped.
         RuntimeError: On every worker, if they were given different configurations,
-            data or folders. The message names what differs.
+            data or folders, or do not share the folder. The message names what differs.
     """
     # Not frozen, which would not take sections in a list.
     config = ml_collections.ConfigDict(config).copy_and_resolve_references()
@@ -74,6 +75,9 @@ def run(config, workdir, strategy="default", progress=False, extra_callbacks=())
         summary = folder.summary()
         if summary is None:
             with distribution.lost_workers_explained(strategy):
+                distribution.check_shared(
+                    distribution.get_strategy(strategy), folder.path
+                )
                 summary = _train(config, folder, strategy, progress, extra_callbacks)
             folder.finish(summary)
     return summary
