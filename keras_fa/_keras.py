@@ -162,7 +162,7 @@ class Traced(NamedTuple):
 
 
 @contextlib.contextmanager
-def traced(layer, args, kwargs, size=None):
+def traced(layer, args, kwargs, size=None, opens=lambda layer: False):
     """Within, the calls inside a call of a layer are there as a graph of symbols.
 
     Keras's graph has one node for a layer, whatever it holds. Public is `layer.call`,
@@ -174,6 +174,8 @@ def traced(layer, args, kwargs, size=None):
         args: Arguments of the call, with symbolic tensors in them.
         kwargs: Likewise.
         size: Integer in the place of each unknown size; None leaves it unknown.
+        opens: Function of a layer inside: whether to show its calls in its place. Some
+            return what no node of a graph can, such as None beside a tensor.
 
     Yields:
         `Traced`. The call is one in training mode.
@@ -212,7 +214,11 @@ def traced(layer, args, kwargs, size=None):
             super().add_update(update)
 
     try:
-        with Refusing(collect_losses=True) as scope, _exact_shapes(inside):
+        with (
+            Refusing(collect_losses=True) as scope,
+            _exact_shapes(inside),
+            _opened([part for part in inside[1:] if opens(part)]),
+        ):
             outputs = keras.tree.flatten(layer.call(*args, **kwargs))
         if touched:
             raise ValueError(f"its call reads {touched[0].name} itself")
@@ -224,6 +230,24 @@ def traced(layer, args, kwargs, size=None):
     finally:
         for part, (inbound, outbound) in zip(inside, before, strict=True):
             del part._inbound_nodes[inbound:], part._outbound_nodes[outbound:]
+
+
+@contextlib.contextmanager
+def _opened(layers):
+    """Within, what calls these layers calls what is inside them, and makes no node."""
+    classes = [type(part) for part in layers]
+
+    def opened(self, *args, **kwargs):
+        return self.call(*args, **kwargs)
+
+    for part, kind in zip(layers, classes, strict=True):
+        members = {"__call__": opened, "__module__": kind.__module__}
+        part.__class__ = type(kind.__name__, (kind,), members)
+    try:
+        yield
+    finally:
+        for part, kind in zip(layers, classes, strict=True):
+            part.__class__ = kind
 
 
 @contextlib.contextmanager

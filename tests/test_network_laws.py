@@ -410,6 +410,101 @@ o -> p (6 units)
 }
 
 
+def test_queries_and_keys_of_one_layer():
+    """Each side has its own columns of the kernel."""
+
+    class Fused(layers.Layer):
+        def __init__(self, **kwargs):
+            super().__init__(**kwargs)
+            self.all = feedback.FeedbackEinsumDense(
+                "abc,cde->abde", (None, 2, 9), bias_axes="de", name="all"
+            )
+
+        def call(self, x):
+            q, k, v = ops.split(self.all(x), 3, axis=-1)
+            return ops.reshape(ops.dot_product_attention(q, k, v), (-1, PLACES, 2 * 3))
+
+    x = keras.Input((PLACES, WIDTH))
+    fused = Fused(name="fused")
+    model = keras.Model(x, dense(2, "o")(fused(dense(WIDTH, "a", "relu")(x))))
+    groups = conserved_groups(model)
+    assert [str(group) for group in groups] == [
+        "a -> all (6 units)",
+        "all -> o (6 units)",
+        "all - all (18 units, matrix)",
+    ]
+    kernel, bias = (np.asarray(v) for v in (fused.all.kernel, fused.all.bias))
+    whole = np.concatenate([kernel, bias[None]])
+    queries, keys = whole[..., :3], whole[..., 3:6]
+    expected = [
+        queries[:, head].T @ queries[:, head] - keys[:, head].T @ keys[:, head]
+        for head in (0, 1)
+    ]
+    phi = potentials(model, groups)["all.matrix"]
+    np.testing.assert_allclose(phi, np.ravel(expected), rtol=1e-13, atol=1e-15)
+
+
+def reasons(model):
+    return {group.name: group.reason for group in conserved_groups(model)}
+
+
+def test_a_constant_beside_a_signal_ends_the_law():
+    def ended(constant):
+        x = keras.Input((4, 3), batch_size=2)
+        joined = ops.concatenate([dense(3, "a")(x), constant], axis=1)
+        return reasons(keras.Model(x, dense(2, "o")(joined)))["a"]
+
+    assert ended(np.ones((2, 1, 3))) == "a constant is part of the stream"
+    assert ended(np.zeros((2, 1, 3))) is None
+
+
+def test_a_table_that_is_looked_up_and_projected_with_has_no_law():
+    tokens = keras.Input((PLACES,), dtype="int64")
+    table = feedback.FeedbackReversibleEmbedding(7, WIDTH, name="table")
+    x = dense(WIDTH, "b")(dense(8, "a", "relu")(table(tokens)))
+    model = keras.Model(tokens, table(x, reverse=True))
+    tied = "'table' looks up and projects with one table"
+    assert reasons(model) == {"table": tied, "a": None, "b": tied}
+
+
+def test_layers_whose_inside_cannot_be_seen_say_why():
+    class Scaled(layers.Layer):
+        def __init__(self, call, **kwargs):
+            super().__init__(**kwargs)
+            self.inner = dense(3, "inner")
+            self.does = call
+
+        def build(self, shape):
+            self.gain = self.add_weight(shape=(3,), name="gain")
+
+        def call(self, x):
+            return self.does(self, self.inner(x))
+
+    def why(call):
+        x = keras.Input((4,))
+        scaled = Scaled(call, name="scaled")
+        scaled.inner.build((None, 4))
+        model = keras.Model(x, dense(2, "o")(scaled(dense(4, "a")(x))))
+        before = [len(part._inbound_nodes) for part in (scaled, scaled.inner)]
+        found = reasons(model)["a"]
+        assert [len(part._inbound_nodes) for part in (scaled, scaled.inner)] == before
+        return found
+
+    def adds_a_loss(self, y):
+        self.add_loss(ops.sum(y))
+        return y
+
+    unknown = "'scaled' (Scaled) has no known law"
+    assert why(lambda self, y: y * self.gain) is None
+    assert why(lambda self, y: y * ops.exp(self.gain)) == (
+        f"{unknown} (its call reads gain itself)"
+    )
+    assert (
+        why(lambda self, y: tf.nn.relu(y)) == f"{unknown} (it computes past keras.ops)"
+    )
+    assert why(adds_a_loss) == f"{unknown} (its call adds a loss)"
+
+
 def data_for(model):
     random = np.random.default_rng(0)
 

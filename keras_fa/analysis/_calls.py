@@ -144,10 +144,15 @@ class _Flattening:
             keys.update(zip(map(id, node.output_tensors), made, strict=True))
             return
         keys.update((id(t), (*context, id(t))) for t in node.output_tensors)
+        name = operation.name
+        if holder is not None:
+            # The layers around it may not show in the graph.
+            ways = {id(part): way for way, part in _keras.paths_of(holder)}
+            name = ways.get(id(operation), name)
         self.calls.append(
             Call(
                 operation,
-                "/".join((*path, operation.name)),
+                "/".join((*path, name)),
                 tuple(keys[id(tensor)] for tensor in leaves),
                 tuple(keys[id(tensor)] for tensor in node.output_tensors),
                 tuple(leaves),
@@ -174,9 +179,11 @@ class _Flattening:
             return None, None
         arguments = node.arguments.args, node.arguments.kwargs
         start = len(self.calls)
-        for size in (None, _SIZE):
+        for size, opens in ((_SIZE, None), (None, None), (_SIZE, self._opens)):
             try:
-                with _keras.traced(operation, *arguments, size=size) as traced:
+                with _keras.traced(
+                    operation, *arguments, size, opens or (lambda layer: False)
+                ) as traced:
                     taken = [keys[id(tensor)] for tensor, _ in traced.inputs]
                     symbols = [symbol for _, symbol in traced.inputs]
                     _check_outputs(traced.outputs, node.output_tensors)
@@ -190,6 +197,9 @@ class _Flattening:
                 why = _why(error)
         return None, why
 
+    def _opens(self, layer):
+        return not self._is_whole(layer) and _is_made_of(layer)
+
 
 def first_line(error):
     """What an error says, in one line."""
@@ -201,6 +211,8 @@ def first_line(error):
 
 def _why(error):
     line = first_line(error)
+    if "add_loss" in line:
+        return "its call adds a loss"
     return "it computes past keras.ops" if "A KerasTensor cannot" in line else line
 
 
@@ -223,12 +235,11 @@ def _is_made_of(operation):
     """Whether a layer may be made of calls to other layers and operations."""
     if not isinstance(operation, keras.Layer):
         return False
-    if any(len(v.shape) > 1 for v in _keras.own_variables(operation)[0]):
-        # Maps of its own, which no call inside it shows.
-        return False
-    own = _keras.is_own_layer(operation)
-    has_layers = len(_keras.layers_of(operation)) > 1
-    return has_layers or not own or isinstance(operation, _OF_USERS)
+    if len(_keras.layers_of(operation)) > 1 or isinstance(operation, _OF_USERS):
+        return True
+    # Maps of its own no call inside it would show.
+    maps = any(len(v.shape) > 1 for v in _keras.own_variables(operation)[0])
+    return not (maps or _keras.is_own_layer(operation))
 
 
 def _graph(operation):

@@ -333,7 +333,7 @@ def _moved(channels, call, labels):
 
     def placed(leaf):
         if not isinstance(leaf, keras.KerasTensor):
-            return leaf
+            return _constant(channels, leaf)
         shape = [_UNKNOWN if size is None else size for size in leaf.shape]
         return np.array(np.broadcast_to(labels[index[id(leaf)]], shape))
 
@@ -344,6 +344,16 @@ def _moved(channels, call, labels):
         # It needs the sizes that are not known.
         return None
     return _each(map(_without_batch, map(np.asarray, moved)), call)
+
+
+def _constant(channels, leaf):
+    """Labels in the place of numbers that are put beside a tensor."""
+    if not hasattr(leaf, "shape") or not is_float(leaf):
+        return leaf
+    label = channels.new(1)
+    if isinstance(leaf, keras.Variable) or _is_nonzero(leaf):
+        channels.mark(label, "a constant is part of the stream")
+    return np.broadcast_to(label, leaf.shape)
 
 
 def _without_batch(moved):
@@ -377,7 +387,8 @@ def _reduced(channels, call, labels):
 
 def _padded(channels, call, labels):
     operation = call.operation
-    if operation.mode != "constant" or len(call.operands()) != 1:
+    constants = [x for x in call.operands() if not isinstance(x, Input)]
+    if operation.mode != "constant" or any(map(_is_nonzero, constants)):
         return None
     return channels.merge_axes(
         channels.bend(labels[0]),
@@ -389,7 +400,7 @@ def _einsum(channels, call, labels):
     """A product of two tensors, summed over what they share and the result lacks."""
     operands = call.operands()
     if len(operands) != 2 or not all(isinstance(x, Input) for x in operands):
-        return None
+        return _unknown_kind(call)
     sources, made = call.operation.subscripts.replace(" ", "").split("->")
     terms = sources.split(",")
     if len(terms) != 2 or "." in sources or len({*made}) != len(made):
@@ -398,6 +409,11 @@ def _einsum(channels, call, labels):
     if any(term[0] != batch or len({*term}) != len(term) for term in terms):
         return None
     labels = [labels[x.index] for x in operands]
+    return _contracted(channels, call, labels, terms, made)
+
+
+def _contracted(channels, call, labels, terms, made):
+    """The einsum of two terms, letters for axes, the batch's first."""
     shared = [x for x in terms[0] if x in terms[1] and x not in made]
     if any(
         all(
@@ -424,6 +440,32 @@ def _einsum(channels, call, labels):
             )
         )
     return channels.gate(aligned, call.path)
+
+
+def _matmul(channels, call, labels):
+    """A product of stacks of matrices, as an einsum."""
+    ranks = {len(shape) for shape in call.input_shapes}
+    if len(call.taken) != 2:
+        return _unknown_kind(call)
+    if len(ranks) != 1 or ranks == {2}:
+        return None
+    stack = "abcdefgh"[: ranks.pop() - 2]
+    terms = [stack + "xy", stack + "yz"]
+    return _contracted(channels, call, labels, terms, stack + "xz")
+
+
+def _mixed(channels, call, labels):
+    """A fixed linear map of many entries: what is left is the sum over all."""
+    everything = np.concatenate([channels.bend(label).ravel() for label in labels])
+    channels.join(everything[0], everything)
+    return [
+        everything[0].reshape((1,) * (len(shape) - 1)) for shape in call.output_shapes
+    ]
+
+
+def _zeros(channels, call, labels):
+    """Zeros take no part in what they are added to."""
+    return [new_labels(channels, shape, -1) for shape in call.output_shapes]
 
 
 def _scores(channels, call, labels, terms, shared, made):
@@ -668,7 +710,10 @@ _OPERATIONS = {
     **dict.fromkeys(["Divide", "TrueDivide"], _quotient),
     "DotProductAttention": _attended,
     "Einsum": _einsum,
+    **dict.fromkeys(["FFT", "FFT2"], _mixed),
+    "Matmul": _matmul,
     "Multiply": _product,
     "Pad": _padded,
     "Where": _chosen,
+    "ZerosLike": _zeros,
 }

@@ -200,7 +200,7 @@ def conserved_groups(model):
     paired = [_Found(*law, reason="") for law in _scores.laws(walk)]
     found = _found(walk) + paired
     found += [_Found("sum", *law, reason="") for law in _streams.sums(walk)]
-    found.sort(key=lambda one: [index for index, _ in one.producing[:1]])
+    found.sort(key=lambda one: one.producing[0][0])
     return _named(walk, found)
 
 
@@ -209,7 +209,8 @@ class _Found(NamedTuple):
 
     Attributes:
         kind: As of `Group`.
-        producing: List of (index of an end, sign).
+        producing: List of (index of an end, sign, the unit of every channel as that
+            end has it).
         consuming: List of indexes of ends.
         units: The unit of every channel, -1 outside the group.
         size: Number of conserved quantities.
@@ -229,7 +230,7 @@ def _found(walk):
     found, seen = [], set()
     for components, marks, spent in _choices(walk.channels):
         for one in _of_components(walk, components, marks, spent):
-            ends = (*(index for index, _ in one.producing), -1, *one.consuming)
+            ends = (*(index for index, *_ in one.producing), -1, *one.consuming)
             key = (ends, not one.reason, one.units.tobytes())
             if key not in seen:
                 seen.add(key)
@@ -317,11 +318,12 @@ def _of_components(walk, components, marks, spent):
         unit_of[members] = np.arange(len(members))
         why = dict.fromkeys(reason for c in members for reason in reasons[c])
         norm = consuming and all(walk.ends[i].normalizes for i in consuming)
+        units = unit_of[components]
         yield _Found(
             "norm" if norm else "potential",
-            [(index, 1 if norm else -1) for index in producing],
+            [(index, 1 if norm else -1, units) for index in producing],
             list(consuming),
-            unit_of[components],
+            units,
             len(members),
             "; ".join(why),
         )
@@ -335,8 +337,8 @@ def _named(walk, found):
             name,
             one.kind,
             tuple(
-                _producer(walk.ends[index], one.units, sign)
-                for index, sign in one.producing
+                _producer(walk.ends[index], units, sign)
+                for index, sign, units in one.producing
             ),
             tuple(_consumer(walk.ends[index], one.units) for index in one.consuming),
             one.size,

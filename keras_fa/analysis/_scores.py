@@ -29,8 +29,12 @@ def laws(walk):
     """
     channels = walk.channels
     base = channels.components()
-    sides = {}
+    sides, alike = {}, {}
     for scores in channels.scores:
+        # Of a layer that is called several times the sum over its calls.
+        key = base[scores.first].tobytes(), base[scores.second].tobytes()
+        alike.setdefault(key, scores)
+    for scores in alike.values():
         for component in np.unique(base[np.append(scores.first, scores.second)]):
             sides.setdefault(int(component), []).append(scores)
     why = _reasons(walk, base)
@@ -38,7 +42,7 @@ def laws(walk):
     for numbers in channels.bent:
         bent[numbers] = True
     found = []
-    for scores in channels.scores:
+    for scores in alike.values():
         first, second = base[scores.first], base[scores.second]
         everything = np.unique(np.append(first, second)).tolist()
         reasons = dict.fromkeys(r for c in everything for r in why.get(c, ()))
@@ -73,25 +77,32 @@ def _reasons(walk, base):
 
 
 def _laws_of(walk, base, first, second, bent):
-    """The laws of scores whose factors, (heads, channels), have one."""
+    """The law of scores whose factors, (heads, channels), have one."""
     ends = [_makers(walk, base, side) for side in (first, second)]
     if not all(ends):
-        return
-    producing = [(index, 1) for index in ends[0]] + [(index, -1) for index in ends[1]]
-    clusters = _clusters(first, second)
-    if all(len(side) == 1 for side in ends) and not _is_bent(
-        walk, base, first, second, bent, ends
-    ):
-        units = np.full(len(base), -1)
-        size = first.shape[1]
-        for number, heads in enumerate(clusters):
-            for side in (first, second):
-                units[side[heads]] = number * size + np.arange(size)
-        if _is_even(walk, base, units, ends):
-            yield "matrix", producing, [], units[base], len(clusters) * size**2
-            return
-    units, size = _joined(base, first, second)
-    yield "balance", producing, [], units, size
+        return []
+    kind, (units, size) = "balance", _joined(base, first, second)
+    if not _is_bent(walk, base, first, second, bent, ends):
+        numbered = _by_head(first, second, len(base))
+        if _is_even(walk, base, numbered, ends):
+            kind, units = "matrix", numbered
+            size = (units.max() + 1) * first.shape[1]
+    # One layer may make both sides.
+    producing = [
+        (index, sign, np.where(np.isin(base, side), units[base], -1))
+        for sign, side, made in zip((1, -1), (first, second), ends, strict=True)
+        for index in made
+    ]
+    return [(kind, producing, [], units[base], int(size))]
+
+
+def _by_head(first, second, count):
+    """Units of channels: those of a head in a row, after those of the heads before."""
+    units, size = np.full(count, -1), first.shape[1]
+    for number, heads in enumerate(_clusters(first, second)):
+        for side in (first, second):
+            units[side[heads]] = number * size + np.arange(size)
+    return units
 
 
 def _makers(walk, base, side):
@@ -122,16 +133,16 @@ def _clusters(first, second):
 
 
 def _is_bent(walk, base, first, second, bent, ends):
-    """Whether channels reach the scores otherwise than as they were made."""
+    """Whether channels reach the scores otherwise than as one layer made them."""
+    if any(len(side) > 1 for side in ends):
+        return True
     for side, (index,) in zip((first, second), ends, strict=True):
-        columns = walk.ends[index].columns
-        if (
-            bent[np.isin(base, side)].any()
-            or np.unique(base[columns]).size < columns.size
-        ):
+        made = base[walk.ends[index].columns]
+        made = made[np.isin(made, side)]
+        if bent[np.isin(base, side)].any() or np.unique(made).size < made.size:
             return True
         # A head's channels, each once, and none of another head's but all of them.
-        heads = {tuple(head) for head in side}
+        heads = {tuple(head) for head in side.tolist()}
         if len({c for head in heads for c in head}) != sum(map(len, heads)):
             return True
     return False
@@ -162,4 +173,4 @@ def _joined(base, first, second):
     units = np.full(len(base), -1)
     for component in parents:
         units[component] = roots.index(root(component))
-    return units[base], len(roots)
+    return units, len(roots)

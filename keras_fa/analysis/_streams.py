@@ -52,7 +52,7 @@ def sums(walk):
         units = np.full(len(walk.channels.all()), -1)
         units[end.columns] = 0
         size = sum(int(np.prod(v.shape)) // len(columns) for v, _, columns in end.parts)
-        found.append(([(index, 1)], consuming, units, size))
+        found.append(([(index, 1, units)], consuming, units, size))
     return found
 
 

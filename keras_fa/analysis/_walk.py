@@ -88,7 +88,7 @@ class Walk:
         """Whether no error goes through a call to its inputs."""
         operation = call.operation
         if _keras.is_own_operation(operation) and (
-            type(operation).__name__ == "StopGradient"
+            type(operation).__name__ in ("StopGradient", "OnesLike", "FullLike")
         ):
             return True
         if _ends.takes_no_values(operation):
@@ -129,7 +129,7 @@ class Walk:
         """
         if _is_cut(end.source):
             end.rows, end.kernel = end.rows[:0], None
-        key = (id(end.layer), *map(id, end.variables))
+        key = (id(end.layer), end.kernel is None, *map(id, end.variables))
         if key in self._ends:
             self.channels.join(self._ends[key].rows, end.rows)
             return
