@@ -31,9 +31,10 @@ class DirectFeedbackAlignment(FeedbackRule):
             unit.
         signal: "error"; "sign", the error's signs; "target", the targets y* in its
             place, told by the error's negative entries: for softmax or sigmoid with
-            cross-entropy and targets 0 and 1. The last two are scaled like the error of
-            a mean loss, by 1/N; not by a loss scale, and on several replicas right for
-            batches that they share evenly.
+            cross-entropy and targets 0 and 1. A prediction that rounds to its target
+            has no such entry and gives no signal. The last two are scaled like the
+            error of a mean loss, by 1/N; not by a loss scale, and on several replicas
+            right for batches that they share evenly.
         rank: Of "low_rank", an integer.
         nonzeros: Of "sparse", an integer.
         taps: Where the error enters. "layers", at the input of each layer, which sends
