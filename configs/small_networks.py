@@ -20,39 +20,50 @@ from keras_fa.config import default_config
 def mobilenet(input_shape, num_classes):
     """Inverted residuals of 12, 16 and 24 channels; images of 32 x 32 end at 4 x 4."""
 
-    def conv_bn(x, filters, size=1, strides=1, activation=True):
-        x = layers.Conv2D(filters, size, strides, "same", use_bias=False)(x)
-        x = layers.BatchNormalization()(x)
-        return layers.ReLU(6.0)(x) if activation else x
+    def conv_bn(x, name, filters, size=1, strides=1, activation=True):
+        conv = {"padding": "same", "use_bias": False, "name": name}
+        x = layers.Conv2D(filters, size, strides, **conv)(x)
+        x = layers.BatchNormalization(name=f"{name}_norm")(x)
+        return layers.ReLU(6.0, name=f"{name}_relu")(x) if activation else x
 
-    def inverted(x, filters, strides):
-        y = conv_bn(x, 3 * x.shape[-1])
-        y = layers.DepthwiseConv2D(3, strides, "same", use_bias=False)(y)
-        y = layers.ReLU(6.0)(layers.BatchNormalization()(y))
-        y = conv_bn(y, filters, activation=False)
-        return layers.Add()([x, y]) if y.shape == x.shape else y
+    def inverted(x, name, filters, strides):
+        y = conv_bn(x, f"{name}_expand", 3 * x.shape[-1])
+        deep = f"{name}_depthwise"
+        conv = {"padding": "same", "use_bias": False, "name": deep}
+        y = layers.DepthwiseConv2D(3, strides, **conv)(y)
+        y = layers.BatchNormalization(name=f"{deep}_norm")(y)
+        y = layers.ReLU(6.0, name=f"{deep}_relu")(y)
+        y = conv_bn(y, f"{name}_project", filters, activation=False)
+        return layers.Add(name=f"{name}_add")([x, y]) if y.shape == x.shape else y
 
     inputs = keras.Input(input_shape)
-    x = conv_bn(inputs, 12, 3, 2)
-    for filters, strides in ((12, 1), (16, 2), (16, 1), (24, 2), (24, 1)):
-        x = inverted(x, filters, strides)
-    x = layers.GlobalAveragePooling2D()(conv_bn(x, 48))
-    return keras.Model(inputs, layers.Dense(num_classes)(x), name="mobilenet")
+    x = conv_bn(inputs, "stem", 12, 3, 2)
+    sizes = ((12, 1), (16, 2), (16, 1), (24, 2), (24, 1))
+    for number, (filters, strides) in enumerate(sizes, 1):
+        x = inverted(x, f"block_{number}", filters, strides)
+    x = layers.GlobalAveragePooling2D()(conv_bn(x, "last", 48))
+    outputs = layers.Dense(num_classes, name="head")(x)
+    return keras.Model(inputs, outputs, name="mobilenet")
 
 
 def vit(input_shape, num_classes, width=48, blocks=3, heads=4, patch=8):
     """Pre-norm blocks of attention and GELU on patches of 8 x 8."""
     inputs = keras.Input(input_shape)
-    x = layers.Conv2D(width, patch, patch)(inputs)
+    x = layers.Conv2D(width, patch, patch, name="patches")(inputs)
     x = layers.Reshape((-1, width))(x)
-    for _ in range(blocks):
-        y = layers.LayerNormalization()(x)
-        x = x + layers.MultiHeadAttention(heads, width // heads)(y, y)
-        y = layers.LayerNormalization()(x)
-        y = layers.Dense(2 * width, activation="gelu")(y)
-        x = x + layers.Dense(width)(y)
-    x = layers.GlobalAveragePooling1D()(layers.LayerNormalization()(x))
-    return keras.Model(inputs, layers.Dense(num_classes)(x), name="vit")
+    for block in (f"block_{number}" for number in range(1, blocks + 1)):
+        y = layers.LayerNormalization(name=f"{block}_norm_1")(x)
+        attend = layers.MultiHeadAttention(
+            heads, width // heads, name=f"{block}_attend"
+        )
+        x = layers.Add(name=f"{block}_add_1")([x, attend(y, y)])
+        y = layers.LayerNormalization(name=f"{block}_norm_2")(x)
+        y = layers.Dense(2 * width, activation="gelu", name=f"{block}_up")(y)
+        y = layers.Dense(width, name=f"{block}_down")(y)
+        x = layers.Add(name=f"{block}_add_2")([x, y])
+    x = layers.LayerNormalization(name="norm")(x)
+    outputs = layers.Dense(num_classes, name="head")(layers.GlobalAveragePooling1D()(x))
+    return keras.Model(inputs, outputs, name="vit")
 
 
 def get_config():

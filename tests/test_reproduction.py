@@ -12,10 +12,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from keras_fa import papers, sweeps
+from keras_fa import analysis, papers, sweeps
+from keras_fa.analysis._alignment import Alignment
 from keras_fa.lab import plans, run_folder
 from keras_fa.papers import (
     akrout,
+    audits,
     class_subsets,
     drawing,
     mnist_errors,
@@ -393,3 +395,51 @@ def test_errors_stand_beside_those_of_the_source(
     assert set(table["train error, %"]) == {"0"}
     assert {claim: true for claim, true, _ in told.checks} == holds
     assert (tmp_path / f"{name}.png").stat().st_size > 5000
+
+
+def test_audits_stand_beside_their_own_baselines(tmp_path, monkeypatch):
+    config, axes = grid("audit")
+    runs = tmp_path / "runs"
+    for cell in sweeps.cells(config, axes):
+        frozen, rule = cell.config.model.get("frozen"), cell.settings["rule"]
+        accuracy = {"body": 0.34, "all_but_last": 0.35}.get(frozen, 0.40)
+        if frozen is None and isinstance(rule, dict):
+            accuracy = 0.3
+        leave(cell, runs, [{"epoch": 1, "val_accuracy": accuracy}])
+    asked = {}
+
+    def audit(path, baselines):
+        score = run_folder.read_summary(path)["final"]["val_accuracy"]
+        asked[path.name] = {one.name for one in baselines}
+        scores = {
+            one.name: run_folder.read_summary(one)["final"]["val_accuracy"]
+            for one in baselines
+        }
+        gain = score - max(scores.values()) if scores else None
+        verdict = "depth adds nothing" if not gain or gain < 0.02 else "it learns"
+        terms = Alignment(0.5, 1.0, 1.0)
+        rows = [
+            analysis.AuditRow(f"layer_{number}", growth=float(number), gradient=terms)
+            for number in range(3)
+        ]
+        return analysis.Verdict(verdict, ("why",), tuple(rows), 1.0, scores, gain)
+
+    monkeypatch.setattr(audits, "audit", audit)
+    told = section("audit")
+    audits.audits(told, sections.read_runs(runs), tmp_path, printed.AUDIT)
+    assert asked["seed=1,rule=dfa,frozen=none"] == {
+        "seed=1,rule=dfa,frozen=body",
+        "seed=1,rule=backprop,frozen=all_but_last",
+    }
+    assert asked["seed=0,rule=fa,frozen=body"] == set()
+    table = told.data["audit.csv"].set_index(["seed", "rule"]).sort_index()
+    row = table[table.frozen.isna()].loc[(0, "DFA at blocks")]
+    assert row.gain == pytest.approx(-0.05) and row.verdict == "depth adds nothing"
+    assert (row.median_cosine, row.largest_growth) == (0.5, 2.0)
+    assert len(told.data["audit_layers.csv"]) == 3 * 18
+    assert {claim: true for claim, true, _ in told.checks} == {
+        "A frozen body: depth adds nothing": True,
+        "FA: learns with depth, as published": True,
+        "DFA at blocks: depth adds nothing, as published": True,
+    }
+    assert len(told.figures) == 2 and all(f.exists() for f in told.figures.values())

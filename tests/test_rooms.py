@@ -94,6 +94,7 @@ ROOMS = (
     "papers.drawing",
     "papers.sections",
     "papers.akrout",
+    "papers.audits",
     "papers.class_subsets",
     "papers.convergence",
     "papers.linear_map",

@@ -4,6 +4,7 @@ import dataclasses
 
 from keras_fa.papers import (
     akrout,
+    audits,
     class_subsets,
     convergence,
     linear_map,
@@ -155,5 +156,17 @@ EXPERIMENTS = {
         "MNIST: LeNet under the rules of biotorch",
         "biotorch (2021), benchmark table",
         (_with(mnist_errors.errors, printed.BIOTORCH, 0.3),),
+    ),
+    "audit": Experiment(
+        "audit",
+        "Does the depth of a residual MLP learn?",
+        "arXiv 2606.21126, with ten classes of CIFAR-100 for CIFAR-10",
+        (_with(audits.audits, printed.AUDIT),),
+    ),
+    "small_networks": Experiment(
+        "small_networks",
+        "Does the depth of a small MobileNetV2 and a small ViT learn?",
+        "none",
+        (audits.audits,),
     ),
 }
