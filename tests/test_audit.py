@@ -34,6 +34,13 @@ def residual(rule="fa", **arguments):
     return models.residual_mlp((6,), 3, rule, **sizes)
 
 
+def test_the_widths_of_the_residual_mlp_are_the_protocols():
+    first, up, down, *_ = (
+        v.kernel.shape for v in feedback_layers(models.residual_mlp((6,), 3))
+    )
+    assert (first, up, down) == ((6, 256), (256, 512), (512, 256))
+
+
 def rows(verdict):
     return {row.layer: row for row in verdict.rows}
 

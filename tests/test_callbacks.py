@@ -276,6 +276,30 @@ def test_quiet_instruments_stay_out_of_the_line_that_fit_prints(tmp_path, capfd,
         assert "alignment/dense_2" in log.read_text()
 
 
+def test_minimum_norm_is_that_of_the_linear_networks_map():
+    x, y = X[:4], RANDOM.normal(size=(4, 3)).astype("float32")
+    solution = np.linalg.lstsq(x, y, rcond=None)[0]  # of several, the shortest
+    expected = []
+
+    def by_hand(epoch, logs):
+        first, second = (w.kernel.numpy() for w in layers.feedback_layers(model))
+        distance = np.linalg.norm(first @ second - solution)
+        expected.append(distance / np.linalg.norm(solution))
+
+    model = models.mlp((6,), (8,), 3, activation="linear")
+    model.compile(keras.optimizers.SGD(0.1), "mse")
+    instruments = [
+        keras.callbacks.LambdaCallback(on_epoch_end=by_hand),
+        callbacks.MinimumNorm(x, y),
+    ]
+    logs = model.fit(x, y, epochs=3, callbacks=instruments, verbose=0).history
+    assert min(v.bias.numpy().any() for v in layers.feedback_layers(model))
+    assert logs["minimum_norm_distance"] == pytest.approx(expected, rel=1e-5)
+    assert len(set(expected)) == 3
+    with pytest.raises(ValueError, match="speaks of linear networks"):
+        fit(compiled(), [callbacks.MinimumNorm(X, Y[:, None])])
+
+
 def test_another_model_starts_anew_and_the_same_goes_on():
     instruments = [
         callbacks.Conservation(ledger=True),

@@ -781,6 +781,9 @@ def test_names_are_unique():
         return dense(2, "o")(layers.Add()([y, z]))
 
     assert names(split, (4,)) == ["c", "c.2"]
+    group, _ = conserved_groups(model_of(split, (4,)))
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        group.name = "d"
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from tensorflow.python.framework import config as tf_config
 
 from keras_fa import experiment, rules
 from keras_fa.config import default_config
-from keras_fa.lab import plans, recording, run_folder
+from keras_fa.lab import build, plans, recording, run_folder
 from keras_fa.lab.checkpoints import CheckpointError, Checkpoints
 from keras_fa.layers import feedback_layers, forward_variables
 
@@ -432,6 +432,31 @@ def test_states_go_to_the_callbacks_that_they_came_from(tmp_path):
         CheckpointError, match="_Counter, _Other, _Counter 2, and this run has _Other"
     ):
         Checkpoints(tmp_path, model, [_Other()]).restore()
+
+
+def test_states_of_a_version_that_told_callbacks_by_their_order(tmp_path):
+    model, callbacks = _Network().model, [_Counter(), _Other()]
+
+    class Former(Checkpoints):
+        def _get_state(self):
+            return [1, 2]
+
+    Former(tmp_path, model, callbacks).save(1)
+    Checkpoints(tmp_path, model, callbacks).restore()
+    assert [callback.count for callback in callbacks] == [1, 2]
+    for others in (callbacks[:1], [*callbacks, _Counter()]):
+        with pytest.raises(CheckpointError, match=r"argument 2 is (longer|shorter)"):
+            Checkpoints(tmp_path, model, others).restore()
+
+
+def test_one_seed_draws_what_it_drew_before():
+    # The results of earlier versions stay those of their configurations.
+    config = digits()
+    config.rule = {"dense_1": "fa", "*": "fa"}
+    first, second = build._seeds(0)
+    assert (first, second) == (1982462498, 679461430)
+    rule = build.rule_of(config, second)
+    assert [one.seed for one in rule.values()] == [second, second + 1]
 
 
 def test_a_full_disk_names_the_remedy_and_keeps_the_older_checkpoint(tmp_path):

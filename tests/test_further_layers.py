@@ -247,6 +247,7 @@ def test_backward_kernel_has_the_scale_of_the_kernel(case, rule):
     layer = FURTHER[case].make(rule, **arguments)
     FURTHER[case].run(layer, keras.Input(shape))
     for part, index, _ in helpers.maps_of(layer):
+        assert part.geometry() == part.geometry(0)
         if (
             isinstance(rule, rules.FeedbackAlignment)
             and "recurrent" in part.maps[index][0]
