@@ -150,6 +150,10 @@ def test_fields_that_vary_together_are_named_as_far_as_needed():
     ]
     (narrowed,) = sweeps.narrow([axis], "rule", ["fa"])
     assert narrowed == {"rule": ["fa", "fa"], "model.frozen": [None, "body"]}
+    # A narrowed sweep finds the folders of the whole one.
+    narrowed = sweeps.narrow([axis], "model.frozen", [None])
+    found = sweeps.cells(base(), narrowed, named_by=[axis])
+    assert [c.name for c in found] == ["rule=fa,frozen=none", "rule=dfa,frozen=none"]
 
 
 def test_a_rule_keeps_the_arguments_that_its_section_has():

@@ -71,7 +71,7 @@ def main():
     axes = grid["axes"]
     for text in _AXIS.value:
         axes = sweeps.narrow(axes, *_parse_axis(text))
-    cells = sweeps.cells(grid["config"], axes)
+    cells = sweeps.cells(grid["config"], axes, named_by=grid["axes"])
     seconds = grid["seconds_per_cell"]
     if _DRY_RUN.value:
         _list(cells, workdir, seconds, console)

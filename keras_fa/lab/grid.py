@@ -34,7 +34,7 @@ class Cell:
     config: ConfigDict
 
 
-def cells(base, axes):
+def cells(base, axes, named_by=()):
     """The cells of a grid: every combination of one row of each axis.
 
     Args:
@@ -43,6 +43,7 @@ def cells(base, axes):
             "model.hidden_units", to the sequence of its values; fields of one axis vary
             together. The first field of each axis names the cells, with the next ones
             where it does not tell its rows apart.
+        named_by: The axes before they were narrowed: cells keep their names.
 
     Returns:
         List of `Cell`, the last axis varying fastest.
@@ -71,7 +72,12 @@ def cells(base, axes):
                 "The fields of an axis vary together and need equally many values, at "
                 f"least one. Received: {lengths}."
             )
-    naming = [named for axis in axes for named in _naming(axis)]
+    whole = {next(iter(axis)): axis for axis in named_by}
+    naming = [
+        named
+        for axis in axes
+        for named in _naming(axis, whole.get(next(iter(axis)), axis))
+    ]
     labels = _labels([field for field, _ in naming])
     found = []
     for rows in itertools.product(*(range(len(next(iter(a.values())))) for a in axes)):
@@ -132,9 +138,9 @@ def narrow(axes, field, values):
     return [{field: list(values)}, *axes]
 
 
-def _naming(axis):
+def _naming(axis, whole):
     """The first fields of an axis with their values, as many as tell its rows apart."""
-    columns = list(axis.items())
+    columns = list((whole if len(whole) > 1 else axis).items())
     texts = [[_text(value, values) for value in values] for _, values in columns]
     for count in range(1, len(texts) + 1):
         rows = list(zip(*texts[:count], strict=True))
