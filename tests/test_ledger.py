@@ -8,6 +8,7 @@ from keras import layers
 from keras_fa import models
 from keras_fa.analysis import Ledger, conserved_groups, potentials
 from keras_fa.layers import FeedbackConv2D, FeedbackDense
+from keras_fa.optimizers import TorchSGD
 
 
 @pytest.fixture(autouse=True)
@@ -206,3 +207,24 @@ def test_a_resumed_ledger_goes_on():
 def test_the_state_of_another_model_is_refused():
     with pytest.raises(ValueError, match=r"dense_2/first_order"):
         Ledger(models.mlp((5,), 8, 3)).load_state(Ledger(mlp()).state())
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "bfloat16"])
+@pytest.mark.parametrize("rule", ["fa", "sign_fa"])
+def test_the_books_balance_in_low_precision(policy, rule):
+    model = models.mlp((6,), (20,), 3, rule, dtype=policy)
+    variables = [v for v in model.variables if "seed" not in v.path]
+    held = "float32" if policy.startswith("mixed") else "bfloat16"
+    assert {v.dtype for v in variables} == {held}
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(TorchSGD(0.1), loss, run_eagerly=True)
+    ledger = Ledger(model)
+    x = np.random.default_rng(0).normal(size=(16, 6))
+    for _ in range(6):
+        model.train_on_batch(x, np.arange(16) % 3)
+        ledger.step()
+    entry = ledger.report()["dense_1"]
+    assert np.abs(entry.measured).max() > 1e-4
+    # What the rounding of a step does is booked as what it is, a part of the step.
+    assert np.abs(entry.remainder).max() < 1e-12
+    assert np.abs(entry.first_order).max() > 1e-6
