@@ -667,6 +667,22 @@ def test_half_precision_is_measured_through_a_scaled_loss(compiled):
     assert large.gradient_norm == pytest.approx(1e10 * result.gradient_norm, rel=1e-2)
 
 
+def test_the_scale_of_a_loss_falls_to_one():
+    keras.config.set_dtype_policy("mixed_float16")
+    model = keras.Sequential(
+        [
+            keras.Input((1,)),
+            FeedbackDense(1, rule="backprop", kernel_initializer="zeros"),
+        ]
+    )
+    sgd = keras.optimizers.SGD(loss_scale_factor=2.0)
+    model.compile(sgd, "mse", auto_scale_loss=False)
+    x, y = np.full((1, 1), 200.0), np.full((1, 1), -100.0)
+    # The kernel's part, 2 * 100 * 200, float16 holds; twice of it is infinite there.
+    norm = analysis.GradientAlignment(model)(x, y).gradient_norm
+    assert norm == pytest.approx(math.hypot(40_000, 200), rel=1e-3)
+
+
 def test_a_training_step_of_ones_own_is_told():
     class Own(keras.Model):
         def train_step(self, data):

@@ -273,6 +273,16 @@ def test_parts_of_a_model_are_frozen():
         "block_1_down",
         "norm",
     ]
+    nested = keras.Sequential(
+        [
+            keras.Input((6,)),
+            models.mlp((6,), (4,), 5, name="stem"),
+            layers.Dense(2, name="head"),
+        ]
+    )
+    # A model's name stands for what is in it.
+    assert models.freeze(nested, "stem") == ["stem/dense_1", "stem/dense_2"]
+    assert models.freeze(nested, "stem/dense_2") == ["stem/dense_2"]
     with pytest.raises(ValueError, match="No layer with weights fits 'blocks'"):
         models.freeze(residual(), "blocks")
     with pytest.raises(ValueError, match="has no body to freeze"):

@@ -132,6 +132,23 @@ def test_fetched_archive_needs_no_network(tmp_path, no_network):
     assert not no_network
 
 
+def test_an_archive_in_the_download_cache_is_found_by_its_checksum(
+    tmp_path, no_network
+):
+    import tensorflow_datasets as tfds
+    from tensorflow_datasets.core.download import resource
+
+    url, name = "https://host/set.tar.gz", "set.tar.gz"
+    info = tfds.download.checksums.UrlInfo(size=1, checksum="0" * 64, filename=name)
+    folder = tmp_path / "downloads"
+    folder.mkdir()
+    (folder / resource.get_dl_fname(url, info.checksum)).touch()
+    asked = {name: url}, {url: info}, tmp_path, tmp_path
+    assert sources._unreachable(*asked) is None and not no_network
+    (folder / resource.get_dl_fname(url, info.checksum)).unlink()
+    assert "host cannot be reached" in sources._unreachable(*asked)
+
+
 # --- Tiny-ImageNet -------------------------------------------------------------------
 
 _WNIDS = ("n03", "n01", "n02")

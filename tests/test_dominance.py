@@ -118,7 +118,9 @@ def test_separability_of_known_cases():
     assert aligned.overlap == 3 and not aligned.nearly_orthogonal
     # i = j counts: a short example limits the margin.
     short = dominance.separability([[2.0, 0], [0.5, 0]], [1, 1])
-    assert short.margin == 0.25
+    assert short.margin == 0.25 and short.orthogonally_separable
+    edge = dominance.separability([[2.0, 0], [1, 2]], [1, -1])
+    assert edge.epsilon == 0 and not edge.nearly_orthogonal
     orthogonal = dominance.separability(2 * np.eye(3), [1, -1, 1])
     assert orthogonal.margin == 0 and not orthogonal.orthogonally_separable
     assert orthogonal.overlap == 0 and orthogonal.epsilon == 4 / 3

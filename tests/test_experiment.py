@@ -479,6 +479,11 @@ def test_a_full_disk_names_the_remedy_and_keeps_the_older_checkpoint(tmp_path):
 
 def test_a_finished_run_is_not_run_again_and_another_config_refused(tmp_path):
     first = experiment.run(digits(), tmp_path)
+    # Killed between its last checkpoint and its end, it only comes to that.
+    (tmp_path / "summary.json").unlink()
+    again = experiment.run(digits(), tmp_path)
+    assert again["status"] == "finished" and again["final"] == first["final"]
+    first = run_folder.read_summary(tmp_path)
     before = (tmp_path / "metrics.jsonl").stat().st_mtime_ns
     assert experiment.run(digits(), tmp_path) == first
     assert (tmp_path / "metrics.jsonl").stat().st_mtime_ns == before
