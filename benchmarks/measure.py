@@ -757,6 +757,51 @@ def instruments(rounds, images=5000, batch_size=128):
     return summarise(take_turns(calls, rounds), against)
 
 
+def audit(rounds, names=("lenet128", "vit"), every=50, examples=512):
+    """Times what an audit costs: its cheap parts in training, and a whole one.
+
+    Args:
+        rounds: Measurements of each kind; of the whole audit three.
+        names: Workloads of which training is measured.
+        every: Steps between two readings of `keras_fa.callbacks.Audit`, each of one
+            batch of training.
+        examples: What the whole audit, of a ResNet-18 beside its initialisation, is
+            made on.
+
+    Returns:
+        Rows as of `summarise`: for each workload `every` plain steps, and as many with
+        a reading after them; then the whole audit, without baselines.
+    """
+    seconds, against = {}, {}
+    for name in names:
+        workload = WORKLOADS[name]
+        model, (x, y) = workload.make("fa"), workload.batch_of()
+        one, reader = step(model, x, y, False), callbacks.Audit(x, y, every)
+        reader.set_model(model)
+        reader.on_train_begin()
+
+        def train(one=one):
+            for _ in range(every):
+                one()
+
+        def train_and_read(train=train, reader=reader):
+            train()
+            reader.read()
+
+        plain, audited = f"{name}, plain steps", f"{name}, with the audit"
+        seconds |= take_turns({plain: train, audited: train_and_read}, rounds)
+        against[audited] = plain
+    workload = dataclasses.replace(WORKLOADS["resnet18"], batch=examples)
+    model, reference = workload.make("fa"), workload.make("fa")
+    batch = workload.batch_of()
+    whole = {
+        f"resnet18, whole audit of {examples}": lambda: analysis.audit(
+            model, *batch, reference=reference
+        )
+    }
+    return summarise(seconds | take_turns(whole, min(rounds, 3)), against)
+
+
 def strategies(name, rounds, batch_size=128, count=40):
     """Times the training steps of `model.fit` under a strategy and without.
 

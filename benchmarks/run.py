@@ -25,6 +25,8 @@ start: what import keras_fa adds to import keras.
 
 instruments: what readings cost a LeNet.
 
+audit: what the cheap parts of an audit cost training, and how long a whole one takes.
+
 mirrored, multi_worker: steps of model.fit under the strategy against steps without.
 multi_worker needs workers, which keras-fa launch starts, and the chief reports.
 """
@@ -53,7 +55,7 @@ from rich.table import Table
 
 _KINDS = (
     *("steps", "memory", "full_batch", "epochs", "pipelines", "start"),
-    *("instruments", "mirrored", "multi_worker"),
+    *("instruments", "audit", "mirrored", "multi_worker"),
 )
 _NETWORKS = ("mlp", "lenet128", "lenet1024", "resnet18")
 _DEEP = ("mlp3", "mlp3_wide")
@@ -262,6 +264,8 @@ def _other(what):
         return measure.start(rounds)
     if what == "instruments":
         return measure.instruments(rounds, _IMAGES.value, _BATCH.value)
+    if what == "audit":
+        return measure.audit(rounds)
     return measure.strategies(what, rounds, _BATCH.value)
 
 
