@@ -2,6 +2,7 @@ r"""Converts networks that are not ours, and says what came of it.
 
     python benchmarks/conversion.py                 # all, into results/conversion.csv
     python benchmarks/conversion.py --only=VGG16 --only=hub.Bert
+    python benchmarks/conversion.py --laws          # the laws of all rows anew, no more
 
 The networks are those of keras.applications, at their smallest input and without
 weights, and, where keras-hub is installed beside us (`pip install keras-hub`), small
@@ -11,7 +12,9 @@ and trained for one step.
 
 Columns: network; rule; parameters; maps, layers under the rule; left_out, layers with
 weights that may be linear maps and are not under it; difference; loss of the step;
-convert_seconds; step_seconds, the first step with its compilation.
+convert_seconds; step_seconds, the first step with its compilation; groups, conserved
+groups with a law; without_law, groups without one; reasons, what these say, the most
+frequent first: the kinds of operations that are not homogeneous, and the rest in words.
 """
 
 import collections
@@ -19,11 +22,15 @@ import csv
 import importlib.util
 import multiprocessing
 import pathlib
+import re
 import time
 
 from absl import app, flags
 
 _ONLY = flags.DEFINE_multi_string("only", [], "Names of networks; none: all.")
+_LAWS = flags.DEFINE_bool(
+    "laws", False, "Only find the conserved groups of the networks in the file again."
+)
 _OUT = flags.DEFINE_string(
     "out",
     str(pathlib.Path(__file__).resolve().parents[1] / "results" / "conversion.csv"),
@@ -155,6 +162,63 @@ def inputs(model, random):
     return draw("", model.input)
 
 
+def laws(model):
+    """How many conserved groups a model has, with a law and without, and why not."""
+    import keras_fa
+
+    groups = keras_fa.analysis.conserved_groups(model)
+    without = [group.reason for group in groups if not group.conserved]
+    why = collections.Counter(reason for text in without for reason in _apart(text))
+    return {
+        "groups": len(groups) - len(without),
+        "without_law": len(without),
+        "reasons": "; ".join(f"{text}: {n}" for text, n in why.most_common()),
+    }
+
+
+def _apart(text):
+    """The reasons of a group, those of one kind once."""
+    return dict.fromkeys(map(_short, text.split("; ")))
+
+
+def _short(reason):
+    """A reason without the names of layers."""
+    found = re.fullmatch(r"'.*' \((.*)\) is not known to be .*", reason)
+    return found[1] if found else re.sub(r"'[^']*' ?", "", reason)
+
+
+def laws_anew(name, rule):
+    """`laws` of a network under a rule."""
+    import keras_fa
+
+    return laws(keras_fa.convert(network(name), rule, in_place=True)[0])
+
+
+def _update(context):
+    """Puts the laws into the rows that the file has."""
+    with open(_OUT.value, newline="") as file:
+        written = list(csv.DictReader(file))
+    for name in dict.fromkeys(row["network"] for row in written):
+        if _ONLY.value and name not in _ONLY.value:
+            continue
+        mine = [row for row in written if row["network"] == name]
+        with context.Pool(1) as pool:
+            # Which of the two rules it is does not matter to the groups.
+            found = pool.apply(laws_anew, (name, mine[0]["rule"]))
+        for row in mine:
+            row |= found
+        print(name, found, flush=True)
+        _write(written)
+
+
+def _write(written):
+    columns = max(written, key=len)
+    with open(_OUT.value, "w", newline="") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(written)
+
+
 def rows(name):
     """Converts a network under two rules: a list of dicts, one for each."""
     import keras
@@ -191,6 +255,7 @@ def rows(name):
                 "loss": f"{loss:.6g}",
                 "convert_seconds": f"{seconds:.1f}",
                 "step_seconds": f"{time.perf_counter() - start:.1f}",
+                **laws(new),
             }
         )
     for kind, number in collections.Counter(
@@ -208,6 +273,9 @@ def main(argv):
         names += [f"hub.{name}" for name in HUB]
     names = _ONLY.value or names
     context = multiprocessing.get_context("spawn")
+    if _LAWS.value:
+        _update(context)
+        return
     written, failed = [], []
     for name in names:
         # One process each, so that the memory of one is free for the next.
@@ -220,10 +288,7 @@ def main(argv):
                 continue
         print(*written[-2:], sep="\n", flush=True)
         # Anew after each, since all take long.
-        with open(_OUT.value, "w", newline="") as file:
-            writer = csv.DictWriter(file, written[0])
-            writer.writeheader()
-            writer.writerows(written)
+        _write(written)
     if failed:
         raise SystemExit(f"Not converted: {', '.join(failed)}.")
 

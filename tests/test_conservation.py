@@ -519,7 +519,7 @@ def tied_to_a_layer_that_another_reads_unseen(x):
 @row(
     "a -> b (4 units)",
     "b -> c (4 units; no law: " + second_use("'m'", ("c", "kernel")) + ")",
-    "c -> o (4 units; no law: 'm' (Matmul) is not known to be positively homogeneous; "
+    "c -> o (4 units; no law: 'm' (Matmul) has a factor that is no signal; "
     + second_use("'m'", ("c", "kernel"))
     + ")",
 )

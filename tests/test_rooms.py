@@ -44,6 +44,7 @@ ROOMS = (
     "losses",
     "optimizers",
     "analysis._calls",
+    "analysis._contractions",
     "analysis._graph",
     "analysis._minimum_norm",
     "analysis._dominance",

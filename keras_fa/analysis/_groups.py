@@ -3,6 +3,7 @@
 The law itself, what is conserved and when, is told in `conservation`.
 """
 
+import collections
 import dataclasses
 from typing import NamedTuple
 
@@ -290,7 +291,7 @@ def _of_components(walk, components, marks, spent):
     def of(channels):
         return np.unique(components[channels]).tolist()
 
-    producers, consumers, reasons = ({c: [] for c in of(...)} for _ in range(3))
+    producers, consumers, reasons = (collections.defaultdict(list) for _ in range(3))
     for index, end in enumerate(walk.ends):
         for component in of(end.columns):
             producers[component].append(index)

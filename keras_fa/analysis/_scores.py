@@ -28,6 +28,8 @@ def laws(walk):
         List of (kind, producing, consuming, units, size): see `_groups._Found`.
     """
     channels = walk.channels
+    if not channels.scores:
+        return []
     base = channels.components()
     sides, alike = {}, {}
     for scores in channels.scores:
