@@ -5,6 +5,8 @@ Examples:
     keras-fa benchmark --what=steps --workloads=lenet128 --jit=off,on \
         --peer=torch --peer_python=benchmarks/.venv/bin/python
     keras-fa benchmark --what=steps --what=memory --workloads=mobilenet64,vit,lstm
+    keras-fa benchmark --what=steps --what=memory --rules=all \
+        --workloads=mlp,lenet128,resnet18
     keras-fa benchmark --what=mirrored
     keras-fa launch --workers=2 -- keras-fa benchmark --what=multi_worker
 

@@ -18,6 +18,7 @@ automatic differentiation would differentiate the forward pass by the rule once 
 It is refused, and so is forward mode, which is made of two backward passes.
 """
 
+import keras
 from keras import ops
 
 from keras_fa import _keras
@@ -105,7 +106,7 @@ def linear(op, inputs, kernel, backward_kernel, mix=None):
     return _fan_out(output, back)
 
 
-def direct(output, readouts, signal):
+def direct(output, readouts, signal, scale=1.0):
     """Returns an output; backward, hands its error to readouts of hidden layers too.
 
     Source: Nokland (2016). What a readout `h B` gets becomes the hidden error
@@ -116,6 +117,8 @@ def direct(output, readouts, signal):
         readouts: List of tensors of the same shape.
         signal: "error", "sign" or "target": see
             `keras_fa.rules.DirectFeedbackAlignment`.
+        scale: What the loss is multiplied by, which signals that take no size from the
+            error are multiplied by too. A number or scalar tensor.
 
     Returns:
         `output`.
@@ -125,18 +128,21 @@ def direct(output, readouts, signal):
     def fan_out(output, *readouts):
         def backward(*args, upstream=None):
             error = _first_order(args[0] if upstream is None else upstream)
-            return error, *[_signal(error, signal)] * len(readouts)
+            return error, *[_signal(error, signal, scale)] * len(readouts)
 
         return output, backward
 
     return fan_out(output, *readouts)
 
 
-def _signal(error, signal):
+def _signal(error, signal, scale):
     if signal == "error":
         return error
     # The axis of the examples, counted from the end: a vectorised map adds one.
     examples = ops.shape(error)[-2] * _keras.replicas()
     signs = {"sign": ops.sign, "target": lambda e: ops.cast(e < 0, e.dtype)}
     values = signs[signal](error)
-    return values / ops.cast(examples, error.dtype)
+    # A loss scale may be too large for half a precision by itself.
+    wide = keras.backend.result_type(error.dtype, "float32")
+    factor = ops.cast(scale, wide) / ops.cast(examples, wide)
+    return values * ops.cast(factor, error.dtype)

@@ -508,18 +508,6 @@ def test_with_rule_carries_the_state_and_renews_the_feedback(rule):
     assert not new.compiled
 
 
-@pytest.mark.parametrize("network", ["mlp", "lenet"])
-def test_with_rule_and_back_keeps_the_outputs(network):
-    model = _SMALL[network]("ada_fa")
-    _moved(model)
-    x, _ = _data(model, dtype="float32")
-    back = models.with_rule(models.with_rule(model, "sign_fa"), "ada_fa")
-    assert type(back) is type(model) and back.name == model.name
-    np.testing.assert_array_equal(back(x), model(x))
-    for layer in feedback_layers(back):
-        np.testing.assert_array_equal(layer.feedback, layer.kernel)
-
-
 def test_with_rule_of_a_seeded_rule_is_reproducible_and_differs_by_layer():
     model = models.mlp((4,), (4, 4), 4, rule="backprop")
     first, second = (

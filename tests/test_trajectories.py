@@ -220,18 +220,6 @@ def test_every_way_of_training_is_one(double, train, arguments):
         assert_close(another, one, 1e-13)
 
 
-def test_accumulated_gradients_are_those_of_the_whole_batch(double):
-    # What moves by itself does so in each pass, and there are two in place of one.
-    names = [rule for rule in RULES if rule not in helpers.MOVING]
-    whole, x, y = compiled(names)
-    whole.fit(x, y, batch_size=2 * EXAMPLES, epochs=3, shuffle=False, verbose=0)
-    optimizer = keras.optimizers.SGD(RATE, MOMENTUM, gradient_accumulation_steps=2)
-    halves, _, _ = compiled(names, optimizer)
-    by_fit(halves, x, y)
-    for one, another in zip(whole.variables, halves.variables, strict=True):
-        assert_close(another, one, 1e-12)
-
-
 # --- Kolen-Pollack: the difference of W and B ---
 
 # Their step depends on the values too, not on the gradients alone.
@@ -245,11 +233,13 @@ _OPTIMIZERS = {
 }
 
 
-def difference(optimizer, steps=12, dtype="float64"):
+def difference(optimizer, steps=12, dtype="float64", penalty=None):
     """|W - B| before each step of training and after the last, and how far W went."""
     keras.utils.set_random_seed(0)
     layers = [FeedbackDense(6, "tanh", dtype=dtype) for _ in range(2)]
-    end = FeedbackDense(CLASSES, rule="kolen_pollack", dtype=dtype)
+    end = FeedbackDense(
+        CLASSES, rule="kolen_pollack", dtype=dtype, kernel_regularizer=penalty
+    )
     model = keras.Sequential([keras.Input((5,), dtype=dtype), *layers, end])
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True, dtype=dtype)
     model.compile(optimizer, loss, run_eagerly=True)
@@ -277,6 +267,19 @@ def test_kolen_pollacks_difference_is_constant_without_decay(name):
 def test_kolen_pollacks_difference_shrinks_with_decoupled_decay(make):
     found, _ = difference(make(RATE, weight_decay=DECAY))
     # Measured: 2e-16.
+    expected = found[0] * (1 - RATE * DECAY) ** np.arange(len(found))
+    np.testing.assert_allclose(found, expected, rtol=1e-13)
+
+
+@pytest.mark.parametrize("how", ["optimizer", "penalty"])
+def test_kolen_pollacks_difference_shrinks_with_coupled_decay(double, how):
+    """Torch's decay, and an L2 penalty: either acts on B as on W."""
+    penalty, optimizer = None, keras.optimizers.SGD(RATE)
+    if how == "penalty":
+        penalty = keras.regularizers.L2(DECAY / 2)
+    else:
+        optimizer = keras_fa.optimizers.TorchSGD(RATE, weight_decay=DECAY)
+    found, _ = difference(optimizer, penalty=penalty)
     expected = found[0] * (1 - RATE * DECAY) ** np.arange(len(found))
     np.testing.assert_allclose(found, expected, rtol=1e-13)
 

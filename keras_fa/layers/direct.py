@@ -140,7 +140,12 @@ class DirectFeedback(keras.layers.Layer):
             if self.ghosts:
                 tap = ops.stop_gradient(tap)
                 readouts.append(ops.matmul(tap, self.ghosts[index]))
-        return gradients.direct(output, readouts, self._rule.signal)
+        return gradients.direct(output, readouts, self._rule.signal, self._loss_scale())
+
+    def _loss_scale(self):
+        """What a training step multiplies its loss by, against half precision."""
+        optimizer = _keras.optimizer_of_call(self) if _keras.in_training(self) else None
+        return 1.0 if optimizer is None else optimizer.scale_loss(1.0)
 
     def _keep_ghosts_out_of_norm(self):
         """With ghosts, the weights take the steps that they take without."""

@@ -33,8 +33,8 @@ class DirectFeedbackAlignment(FeedbackRule):
             place, told by the error's negative entries: for softmax or sigmoid with
             cross-entropy and targets 0 and 1. A prediction that rounds to its target
             has no such entry and gives no signal. The last two are scaled like the
-            error of a mean loss, by 1/N; not by a loss scale, and on several replicas
-            right for batches that they share evenly.
+            error of a mean loss, by 1/N and the optimizer's loss scale; on several
+            replicas right for batches that they share evenly.
         rank: Of "low_rank", an integer.
         nonzeros: Of "sparse", an integer.
         taps: Where the error enters. "layers", at the input of each layer, which sends
