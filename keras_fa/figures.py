@@ -335,6 +335,12 @@ def audit(verdicts, path=None, *, parts=None):
         "cosine": ("cosine", None, "linear"),
         "effective rank": ("rank", "true_rank", "linear"),
     }
+    labels = {
+        "growth": "growth",
+        "true signal": "true signal; dotted: its floor",
+        "cosine": "cosine of the gradients",
+        "effective rank": "effective rank; dotted: the true one",
+    }
     parts = _chosen(list(columns), parts, "parts")
     size = (3.0 * len(parts) + 3.0, 0.24 * len(names) + 1.4)
     figure = _Figure(figsize=size, layout="constrained")
@@ -355,13 +361,17 @@ def audit(verdicts, path=None, *, parts=None):
             (line,) = axis.plot(values[0], rows, "o", markersize=4, label=label)
             color = line.get_color()
             axis.plot(values[1], rows, ":", color=color, linewidth=1.2)
-        axis.set(xlabel=part, xscale=scale)
+        axis.set(xlabel=labels[part], xscale=scale)
+        if part == "cosine":
+            axis.axvline(0, color="#bbbbbb", linewidth=0.8, zorder=0)
+            axis.set(xlim=(-1.08, 1.08), xticks=(-1, -0.5, 0, 0.5, 1))
         axis.grid(axis="y", color="#eeeeee")
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].set_yticks(range(len(names)), names, fontsize=8)
     axes[0].invert_yaxis()
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", frameon=False)
+    figure.legend(
+        *axes[0].get_legend_handles_labels(), loc="outside lower center", frameon=False
+    )
     if path is not None:
         _write(figure, path)
     return figure
