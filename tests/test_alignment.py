@@ -15,6 +15,7 @@ from keras_fa.layers import (
     FeedbackDense,
     FeedbackSeparableConv2D,
     feedback_layers,
+    forward_variables,
 )
 
 CROSSENTROPY = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -924,6 +925,91 @@ def test_inputs_and_outputs_by_name_tokens_and_grouped_queries_are_measured():
     assert set(result.layers) == parts | {"table", "norm", "side", "a", "b"}
     assert set(analysis.error_alignment(model, x, y, loss)) == parts | {"side"}
     assert result.layers["a"].cosine == pytest.approx(1)
+
+
+def _decoder():
+    """Tokens through one table in and out: its gradients are slices and a matrix."""
+    tokens = keras.Input((3,), dtype="int32")
+    table = layers.ReversibleEmbedding(7, 4, name="table")
+    x = table(tokens)
+    x = x + layers.MultiHeadAttention(2, 2)(x, x, use_causal_mask=True)
+    x = x + layers.Dense(4, "gelu", name="up")(x)
+    return keras.Model(tokens, [table(x, reverse=True)]), {"table", "up"}
+
+
+def _two_of_each():
+    inputs = [keras.Input((5, 4)), keras.Input((3,))]
+    x = layers.Bidirectional(layers.GRU(2, name="g"), name="bi")(inputs[0])
+    x = layers.Concatenate()([x, layers.Dense(3, "tanh", name="side")(inputs[1])])
+    heads = [layers.Dense(size, name=f"head_{size}")(x) for size in (3, 1)]
+    names = {"bi/forward_g/gru_cell", "bi/backward_g/gru_cell", "side"}
+    return keras.Model(inputs, heads), names
+
+
+class _Blocks(keras.Model):
+    """Two blocks of one name, whose layers have one name."""
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = [
+            keras.Sequential(
+                [layers.Dense(6, "relu", name="d"), layers.Dense(4, name="e")],
+                name="block",
+            )
+            for _ in range(2)
+        ]
+        self.head = layers.Dense(3, name="head")
+
+    def call(self, x):
+        for block in self.blocks:
+            x = x + block(x)
+        return self.head(x)
+
+
+def _subclassed():
+    model = _Blocks()
+    model(np.zeros((1, 4)))
+    return model, {"block/d", "block/e", "block/d.2", "block/e.2"}
+
+
+@pytest.mark.parametrize(
+    "made",
+    [_decoder, _subclassed, pytest.param(_two_of_each, marks=pytest.mark.long)],
+)
+def test_gradients_of_any_converted_model_are_those_of_two_tapes(made):
+    keras.config.set_dtype_policy("float64")
+    stock, names = made()
+    rng = np.random.default_rng(0)
+    x = {
+        _decoder: rng.integers(0, 7, (6, 3)),
+        _two_of_each: [rng.normal(size=(6, 5, 4)), rng.normal(size=(6, 3))],
+        _subclassed: rng.normal(size=(6, 4)),
+    }[made]
+    y = [rng.normal(size=o.shape) for o in keras.tree.flatten(stock(x))]
+
+    def gradients(net, variables):
+        values = [v.value for v in variables]
+        with tf.GradientTape() as tape:
+            outputs = keras.tree.flatten(net(x, training=True))
+            squares = [
+                tf.reduce_mean((o - t) ** 2) for o, t in zip(outputs, y, strict=True)
+            ]
+            loss = tf.add_n(squares)
+        found = tape.gradient(loss, values)
+        return np.concatenate([np.ravel(tf.convert_to_tensor(g)) for g in found])
+
+    true = gradients(stock, stock.trainable_variables)
+    model, _ = models.convert(stock, "fa", in_place=True)
+    feedback = gradients(model, forward_variables(model))
+    targets = y if len(y) > 1 else y[0]
+    instrument = analysis.GradientAlignment(model, "mse", run_eagerly=True)
+    result = instrument(x, targets)
+    assert names <= set(result.layers)
+    found = result.inner_product, result.gradient_norm, result.feedback_norm
+    expected = true @ feedback, np.linalg.norm(true), np.linalg.norm(feedback)
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+    assert result.cosine < 0.99
+    assert set(instrument.errors(x, targets)) <= set(result.layers)
 
 
 def test_error_alignment_under_direct_feedback_and_of_keyword_calls():
