@@ -234,7 +234,7 @@ def test_a_network_of_ones_own_is_trained_and_taken_away(tmp_path, monkeypatch):
     run = tmp_path / "run"
     with pytest.raises(run_folder.RunFolderError, match="No run in"):
         keras_fa.experiment.load_model(run)
-    with pytest.warns(UserWarning, match="no known law"):
+    with pytest.warns(UserWarning, match="the network input is part of the stream"):
         summary = keras_fa.experiment.run(config, run)
     model = keras_fa.experiment.load_model(run)
     # One is in the layer of the user's own.
