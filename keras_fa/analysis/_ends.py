@@ -59,6 +59,24 @@ class End:
         return made if self.kernel is None else [*made, self.kernel]
 
 
+def _end(call, columns, rows, parts=(), kernel=None, view=None, **further):
+    """The `End` of a layer that has one map or gain alone."""
+    layer = call.operation
+    source = None if kernel is None else layer
+    return End(
+        layer,
+        layer.name,
+        call.path,
+        columns,
+        rows,
+        parts,
+        kernel,
+        view,
+        source,
+        **further,
+    )
+
+
 def kind_of(layer):
     """The stock class of a layer, stock itself or with a rule; exact types alone.
 
@@ -130,19 +148,8 @@ def _linear(view_of):
         rows = _channels_of(walk, call, labels[0])
         view = view_of(layer, len(rows))
         columns = walk.columns((id(layer), 0), view.columns)
-        walk.note(
-            End(
-                layer,
-                layer.name,
-                call.path,
-                columns,
-                rows,
-                ((layer.kernel, view, columns), *_bias(layer, columns)),
-                layer.kernel,
-                view,
-                layer,
-            )
-        )
+        parts = ((layer.kernel, view, columns), *_bias(layer, columns))
+        walk.note(_end(call, columns, rows, parts, layer.kernel, view))
         return _activated(walk, call, _along_channels(call, columns))
 
     return step
@@ -201,19 +208,7 @@ def _einsum(walk, call, labels):
     parts = [(layer.kernel, view, columns)]
     if layer.bias is not None:
         parts.append(_einsum_bias(walk, layer, out, (*kept, *made), shaped))
-    walk.note(
-        End(
-            layer,
-            layer.name,
-            call.path,
-            columns,
-            rows,
-            tuple(parts),
-            layer.kernel,
-            view,
-            layer,
-        )
-    )
+    walk.note(_end(call, columns, rows, tuple(parts), layer.kernel, view))
     order = [(*kept, *made).index(x) for x in out if x in sizes and x in (*kept, *made)]
     made_labels = shaped.transpose(order)
     shape = [sizes[x] if x in (*kept, *made) else 1 for x in out[1:]]
@@ -261,17 +256,7 @@ def _looked_up(walk, call, table):
     view = _views.View(
         tuple(table.shape), (count, 1, 1, size), (0, 1, 2, 3), 1, 1, size
     )
-    nothing = walk.channels.new(0)
-    walk.note(
-        End(
-            layer,
-            layer.name,
-            call.path,
-            columns,
-            nothing,
-            ((table, view, columns),),
-        )
-    )
+    walk.note(_end(call, columns, walk.channels.new(0), ((table, view, columns),)))
     return _graph.along(columns, len(call.output_shapes[0]) - 1, -1)
 
 
@@ -284,19 +269,8 @@ def _reversible(walk, call, labels):
     merged = walk.channels.merge_axes(labels[0], range(labels[0].ndim - 1))
     rows = np.broadcast_to(merged.ravel(), call.input_shapes[0][-1])
     made = walk.columns((id(layer), 0), kernel.shape[0 if layer.tie_weights else -1])
-    walk.note(
-        End(
-            layer,
-            layer.name,
-            call.path,
-            walk.channels.new(0),
-            rows,
-            (),
-            kernel,
-            view_of(kernel.shape),
-            layer,
-        )
-    )
+    view = view_of(kernel.shape)
+    walk.note(_end(call, walk.channels.new(0), rows, (), kernel, view))
     walk.channels.mark(made, f"'{call.path}' makes logits")
     if layer.tie_weights:
         walk.tie(kernel, call.path)
@@ -338,17 +312,7 @@ def _normalization(axes_of, block_of, gain_names=("gamma", "beta"), shift=0.0):
             for i, v in enumerate(gains)
             if v is not None
         ]
-        walk.note(
-            End(
-                layer,
-                layer.name,
-                call.path,
-                columns,
-                rows,
-                tuple(parts),
-                normalizes=True,
-            )
-        )
+        walk.note(_end(call, columns, rows, tuple(parts), normalizes=True))
         if not gains or gains[0] is None:
             # Its outputs are then not scaled by anything that learns.
             walk.channels.mark(columns, f"'{call.path}' has no gamma (scale=False)")
