@@ -11,6 +11,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers import standing
 from keras import layers
 
 import keras_fa
@@ -268,7 +269,7 @@ def _moved(model):
 
 
 @every_net
-@pytest.mark.parametrize("rule", ["fa", "sign_fa"])
+@pytest.mark.parametrize("rule", ["fa", standing("sign_fa", stands=False)])
 def test_predictions_are_kept_there_and_back(net, rule):
     model = _moved(NETS[net]())
     before = [v.numpy() for v in model.variables]
@@ -377,22 +378,22 @@ def test_a_stock_file_says_how_it_is_loaded(tmp_path):
 
 
 @every_net
-def test_fit_trains_the_converted_model(net):
+@pytest.mark.parametrize("rule", ["fa", standing("sign_fa", stands=False)])
+def test_fit_trains_the_converted_model(net, rule):
     model = NETS[net]()
     x = _inputs(model)
-    for rule in ("fa", "sign_fa"):
-        new, _ = keras_fa.convert(model, rule)
-        before = [v.numpy() for v in new.trainable_variables]
-        # A compilation takes a second or two.
-        compiled = net in ("deep", "subclassed")
-        new.compile("sgd", "mse", run_eagerly=not compiled)
-        y = keras.tree.map_structure(lambda v: np.ones(v.shape), new(x))
-        history = new.fit(x, y, batch_size=4, verbose=0).history
-        assert np.isfinite(history["loss"]).all()
-        assert ("own" in history) == (net == "own_step")
-        # Some unit of a ReLU is at work: each variable moves.
-        moved = zip(before, new.trainable_variables, strict=True)
-        assert all(np.any(old != variable.numpy()) for old, variable in moved)
+    new, _ = keras_fa.convert(model, rule)
+    before = [v.numpy() for v in new.trainable_variables]
+    # A compilation takes a second or two.
+    compiled = net in ("deep", "subclassed")
+    new.compile("sgd", "mse", run_eagerly=not compiled)
+    y = keras.tree.map_structure(lambda v: np.ones(v.shape), new(x))
+    history = new.fit(x, y, batch_size=4, verbose=0).history
+    assert np.isfinite(history["loss"]).all()
+    assert ("own" in history) == (net == "own_step")
+    # Some unit of a ReLU is at work: each variable moves.
+    moved = zip(before, new.trainable_variables, strict=True)
+    assert all(np.any(old != variable.numpy()) for old, variable in moved)
 
 
 def test_gradients_are_those_of_the_rule():

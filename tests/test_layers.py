@@ -10,7 +10,16 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers import CELLS, LAYERS, LEARNED, MOVING, RULES, assert_close
+from helpers import (
+    CELLS,
+    KINDS,
+    LAYERS,
+    LEARNED,
+    MOVING,
+    RULES,
+    assert_close,
+    standing,
+)
 from keras import ops
 
 from keras_fa import models, rules
@@ -218,8 +227,14 @@ _BUILDS = {
 }
 
 
-@every_rule
-@pytest.mark.parametrize("build", _BUILDS)
+@pytest.mark.parametrize(
+    ("build", "rule"),
+    [
+        standing(build, rule, stands=build == "subclassed" or rule == "fa")
+        for build in _BUILDS
+        for rule in RULES
+    ],
+)
 def test_feedback_when_keras_builds_the_layer_late(build, rule):
     layer = _BUILDS[build](rule)
     kernel = layer.kernel.numpy()
@@ -307,8 +322,14 @@ def test_clone_of_a_seeded_model_draws_the_same_feedback():
         np.testing.assert_array_equal(copy.feedback, layer.feedback)
 
 
-@every_rule
-@pytest.mark.parametrize("case", ["dense", "conv2d"])
+@pytest.mark.parametrize(
+    ("case", "rule"),
+    [
+        standing(case, rule, stands=rule in (KINDS if case == "dense" else ("fa",)))
+        for case in ("dense", "conv2d")
+        for rule in RULES
+    ],
+)
 def test_export_serves_the_same_outputs(case, rule, tmp_path):
     model = _network(case, rule)
     model.export(tmp_path / "served", verbose=False)

@@ -97,11 +97,11 @@ def largest(array):
         ("mlp", "fa"),
         standing("mlp without biases", "ada_fa", stands=False),
         standing("lenet", "fa", stands=False),
-        ("lenet with flatten", "fa"),
+        standing("lenet with flatten", "fa", stands=False),
         ("resnet", "fa"),
         standing("mlp", "sign_fa", stands=False),
         ("lenet", "sign_fa"),
-        ("mlp", "backprop"),
+        standing("mlp", "backprop", stands=False),
     ],
 )
 def test_nothing_remains_after_500_steps_of_sgd(network, rule):
@@ -124,7 +124,7 @@ def test_nothing_remains_after_500_steps_of_sgd(network, rule):
     )
 
 
-@pytest.mark.parametrize("rule", ["fa", "sign_fa"])
+@pytest.mark.parametrize("rule", ["sign_fa", standing("fa", stands=False)])
 def test_momentum_and_weight_decay_are_first_order(rule):
     model = models.with_rule(small_lenet(), rule)
     ledger = Ledger(model)

@@ -160,7 +160,11 @@ def _propagate(stock, x, labels, feedback):
     return gradients
 
 
-@one_of_each_kind
+# What is its alone, the graph; the rules of layers have their own tests.
+@pytest.mark.parametrize(
+    "rule",
+    [helpers.standing(r, stands=r in ("fa", "kolen_pollack")) for r in RULES],
+)
 def test_resnet_gradients_equal_the_error_propagated_layer_by_layer(rule):
     # The product of so wide a network is as dear as all others together.
     spec = rules.ProductFeedback(expansion=1) if rule == "pfa" else rule

@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import rich.console
+from helpers import standing
 
 from keras_fa import datasets, tuning
 from keras_fa.config import default_config
@@ -339,7 +340,13 @@ def searched(tmp_path_factory):
     return found
 
 
-@pytest.mark.parametrize("damage", [_without, _shortened, _lists, _ghost])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        standing(damage, stands=damage in (_shortened, _ghost))
+        for damage in (_without, _shortened, _lists, _ghost)
+    ],
+)
 def test_what_keras_tuner_wrote_may_be_damaged(searched, tmp_path, damage):
     workdir, table = searched["random"]
     shutil.copytree(workdir, tmp_path / "search")
