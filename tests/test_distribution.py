@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import contextlib
+import functools
 import json
 import os
 import pathlib
@@ -131,7 +132,7 @@ def data(kind):
 # Every rule of a layer in one network, which is compiled once. Nothing is fed back
 # through a first layer: backpropagation has it.
 DEEP = {f"dense_{i}": rule for i, rule in enumerate(helpers.RULES, start=1)}
-NETWORKS = [("deep", DEEP), ("mlp", "dkp")]
+NETWORKS = [("deep", None), ("mlp", "dkp")]
 
 
 def network(kind, rule, loss=None):
@@ -139,7 +140,7 @@ def network(kind, rule, loss=None):
     if kind == "mlp":
         model = keras_fa.models.mlp((8,), (16,), 3, rule=rule)
     elif kind == "deep":
-        model = keras_fa.models.mlp((8,), (8,) * len(DEEP), 3, rule={**rule, "*": "fa"})
+        model = keras_fa.models.mlp((8,), (8,) * len(DEEP), 3, rule={**DEEP, "*": "fa"})
     else:
         together = kind == "synchronized norm"
         model = keras.Sequential(
@@ -172,6 +173,12 @@ def train(model, batches):
     return weights, logs, model.predict(batches, verbose=0)
 
 
+@functools.cache
+def trained_alone(kind, rule):
+    """What one device makes of it."""
+    return train(network(kind, rule), data(kind))
+
+
 def assert_same(ours, reference):
     for mine, other in zip(ours[::2], reference[::2], strict=True):
         # Measured: 2e-7.
@@ -188,21 +195,23 @@ def assert_same(ours, reference):
     [helpers.standing(*found, stands=found == NETWORKS[0]) for found in NETWORKS],
 )
 def test_two_replicas_and_a_partial_batch_equal_one_device(mirrored, kind, rule):
-    batches = data(kind)
-    reference = train(network(kind, rule), batches)
     with mirrored.scope():
         model = network(kind, rule)
     assert distribution.prepare(model) is model
     assert distribution.prepare(model) is model
-    assert_same(train(model, batches), reference)
+    assert_same(train(model, data(kind)), trained_alone(kind, rule))
 
 
-def test_batch_norm_and_a_replica_without_examples(mirrored):
-    reference = network("norm", "fa")
-    reference.fit(data("norm"), epochs=EPOCHS, shuffle=False, verbose=0)
+@pytest.fixture(scope="module")
+def norms(mirrored):
+    """A network with norms and its training on two replicas, one without examples."""
     with mirrored.scope():
         model = network("norm", "fa")
-    weights, logs, _ = train(distribution.prepare(model), data("norm"))
+    return model, train(distribution.prepare(model), data("norm"))
+
+
+def test_batch_norm_and_a_replica_without_examples(mirrored, norms):
+    model, (weights, logs, _) = norms
     assert np.isfinite(weights).all()
     assert logs["val_loss"] == logs["evaluate_loss"]
     for name in ("first", "second"):
@@ -211,19 +220,21 @@ def test_batch_norm_and_a_replica_without_examples(mirrored):
             both = mirrored.experimental_local_results(variable.value)
             np.testing.assert_array_equal(*both)
     # The first one sees the data themselves: its mean is that of whole batches.
+    alone = network("norm", "fa")
+    alone.fit(data("norm"), epochs=EPOCHS, shuffle=False, verbose=0)
     np.testing.assert_allclose(
         model.get_layer("first").moving_mean,
-        reference.get_layer("first").moving_mean,
+        alone.get_layer("first").moving_mean,
         rtol=0,
         atol=1e-6,
     )
 
 
 def test_synchronized_batch_norm_equals_one_device(mirrored):
-    reference = train(network("norm", "fa"), data("norm"))
     with mirrored.scope():
         model = network("synchronized norm", "fa")
-    assert_same(train(distribution.prepare(model), data("norm")), reference)
+    trained = train(distribution.prepare(model), data("norm"))
+    assert_same(trained, trained_alone("norm", "fa"))
 
 
 def test_a_frozen_batch_norm_keeps_its_statistics(mirrored):
@@ -524,16 +535,13 @@ def test_two_workers_equal_each_other_and_one_device(two_workers, number):
     np.testing.assert_array_equal(first[0], second[0])
     assert first[1] == second[1]
     assert first[2].shape == (EXAMPLES, 3)
-    assert_same(first, train(network(kind, rule), data(kind)))
+    assert_same(first, trained_alone(kind, rule))
 
 
 @pytest.mark.processes
-def test_batch_norm_of_two_workers_equals_two_replicas(two_workers, mirrored):
-    with mirrored.scope():
-        model = network("norm", "fa")
-    expected = train(distribution.prepare(model), data("norm"))
+def test_batch_norm_of_two_workers_equals_two_replicas(two_workers, norms):
     for trained, *_ in two_workers:
-        assert_same(trained[-1], expected)
+        assert_same(trained[-1], norms[1])
 
 
 @pytest.mark.processes
