@@ -1,0 +1,32 @@
+r"""LeNet and ResNet-18 in half precision, beside themselves in float32.
+
+Source: none; a question of our own: what half precision does to accuracy under each
+    rule, and to the ledger of the conserved quantities.
+Command: python trainers/sweep.py --grid=configs/grids/precision.py \
+             --workdir=runs/precision
+Expected: see results/precision.csv. Slow on a CPU that has no bfloat16 or float16.
+
+Plain gradient descent, under which the first order of the ledger is 0 but for rounding.
+"""
+
+
+def get_grid():
+    return {
+        "config": "cifar100_lenet.py",
+        "axes": [
+            {"optimizer.momentum": [0.0]},
+            {"optimizer.weight_decay": [0.0]},
+            {"optimizer.learning_rate": [0.02]},
+            {"batch_size": [128]},
+            {"log_every": [1]},
+            {"instruments.ledger": [True]},
+            {
+                "model.name": ["lenet", "resnet18"],
+                "epochs": [10, 3],
+                "dataset.train_size": [5000, 1000],
+            },
+            {"dtype": ["float32", "mixed_bfloat16", "mixed_float16"]},
+            {"rule": ["backprop", "fa", "sign_fa"]},
+        ],
+        "seconds_per_cell": 120,
+    }
