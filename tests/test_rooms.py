@@ -101,6 +101,7 @@ ROOMS = (
     "papers.linear_map",
     "papers.mnist_errors",
     "papers.noisy_mnist",
+    "papers.precision",
     "papers.song",
     "papers.experiments",
     "papers.report",

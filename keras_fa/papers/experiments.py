@@ -10,6 +10,7 @@ from keras_fa.papers import (
     linear_map,
     mnist_errors,
     noisy_mnist,
+    precision,
     printed,
     song,
 )
@@ -168,5 +169,11 @@ EXPERIMENTS = {
         "Does the depth of a small MobileNetV2 and a small ViT learn?",
         "none",
         (audits.audits,),
+    ),
+    "precision": Experiment(
+        "precision",
+        "LeNet and ResNet-18 in half precision",
+        "none",
+        (precision.precision,),
     ),
 }
