@@ -100,7 +100,7 @@ _BATCH = flags.DEFINE_integer(
     "batch_size", 128, "Images a step of instruments and strategies.", 1
 )
 _PEER = flags.DEFINE_enum(
-    "peer", None, ["torch"], "Library to measure beside ours, for steps."
+    "peer", None, ["torch", "jax"], "Library to measure beside ours, for steps."
 )
 _PEER_PYTHON = flags.DEFINE_string(
     "peer_python",
