@@ -31,7 +31,6 @@ from keras_fa import (
     models,
     optimizers,
     registry,
-    rules,
 )
 
 _CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
@@ -130,7 +129,6 @@ class Workload:
     def make(self, rule, dtype="float32"):
         """The compiled network; "stock" for one of Keras's own layers."""
         keras.utils.set_random_seed(0)
-        rule = _FORMS.get(rule, rule)
         if self.network in _CONVERTED:
             keras.config.set_dtype_policy(dtype)
             model = _CONVERTED[self.network](self.input_shape)
@@ -212,9 +210,6 @@ def _lstm(input_shape, units=128):
     )
 
 
-# Rules that have a form besides the one of their name.
-_FORMS = {"pfa_short": rules.ProductFeedback(form="short")}
-
 # Stock networks, which are converted.
 _CONVERTED = {
     "mobilenetv2": _mobilenet,
@@ -226,7 +221,7 @@ _CONVERTED = {
 
 def known_rules():
     """What `Workload.make` takes for a rule, a tuple of names."""
-    return ("stock", *registry.names("rule"), *_FORMS)
+    return ("stock", *registry.names("rule"))
 
 
 def operations(model, batch):

@@ -78,8 +78,8 @@ _WORKLOADS = flags.DEFINE_list(
 _FEEDBACK = flags.DEFINE_list(
     "rules",
     ["stock", "backprop", "fa", "sign_fa"],
-    "For steps and memory: stock, which is Keras's own layers, the name of any rule, "
-    "pfa_short, or all.",
+    "For steps and memory: stock, which is Keras's own layers, the name of any "
+    "rule, or all.",
 )
 _JIT = flags.DEFINE_list(
     "jit", ["off"], "For steps and memory: off, on, or both, with XLA or without."

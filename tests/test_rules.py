@@ -25,6 +25,7 @@ CLASSES = {
     "brsf": rules.BatchRandomSign,
     "kolen_pollack": rules.KolenPollack,
     "pfa": rules.ProductFeedback,
+    "pfa_short": rules.ShortProductFeedback,
     "weight_mirror": rules.WeightMirror,
     "dfa": rules.DirectFeedbackAlignment,
     "drtp": rules.DirectRandomTargetProjection,
@@ -170,7 +171,8 @@ def test_a_base_rule_stores_nothing_and_promises_nothing():
 def test_labels_and_colours_are_the_rules_own():
     labels = [rules.label_of(rules.get(name)) for name in CLASSES]
     assert labels[:6] == ["BP", "FA", "adaFA", "sign-FA", "frSF", "brSF"]
-    assert len(set(labels)) == len({rules.get(name).color for name in CLASSES}) == 12
+    colors = {rules.get(name).color for name in CLASSES}
+    assert len(set(labels)) == len(colors) == len(CLASSES)
     # Another rule, which neither looks nor is called like its base.
     assert rules.label_of(DoubledFeedback()) == "DoubledFeedback"
     assert DoubledFeedback.color is None

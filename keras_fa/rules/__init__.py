@@ -23,7 +23,12 @@ from keras_fa.rules.fixed import (
     Backprop,
     FeedbackAlignment,
 )
-from keras_fa.rules.learned import KolenPollack, ProductFeedback, WeightMirror
+from keras_fa.rules.learned import (
+    KolenPollack,
+    ProductFeedback,
+    ShortProductFeedback,
+    WeightMirror,
+)
 from keras_fa.rules.signs import (
     BatchRandomSign,
     FixedRandomSign,
@@ -46,6 +51,7 @@ __all__ = [
     "Geometry",
     "KolenPollack",
     "ProductFeedback",
+    "ShortProductFeedback",
     "SignFeedbackAlignment",
     "Slot",
     "WeightMirror",

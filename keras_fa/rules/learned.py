@@ -51,42 +51,19 @@ class ProductFeedback(DrawnRule):
     Source: Li et al. (2024), arXiv 2405.20594, with the gain of the authors' code. A
     consumer conserves `1/2 |R[j]|^2`.
 
-    The short form has no R. An optimizer that is linear in the gradient keeps
-    `Z = R - W P^T` but for its decay, which a scalar a, trained on a gradient of zero,
-    goes through beside it. So with `G = P^T P` and D the part of Z that P sees,
-    `D G = Z P` at the start,
-
-        B = (a D + W) G,    |R[j]|^2 = (a D + W)[j] G (a D + W)[j]^T + a^2 q[j]^2
-
-    with q[j] the norm of the rest of Z[j]: two products of the layer's own size in
-    place of two of k times that. It is that of the long form to rounding.
-
     Args:
         expansion: k, how many times wider than the outputs; an integer of at least 1.
         initializer: What draws R and P, which authors draw as Glorot did.
         seed: As in `DrawnRule`.
-        form: "long", R itself, for every optimizer; "short", for `TorchSGD` and Keras's
-            SGD with momentum and decay as they like, and without clipping; a penalty on
-            the kernel has to be L2, and it may have no constraint.
 
     Raises:
-        ValueError: If the expansion is no positive integer or the form is unknown, as
-            in `DrawnRule`, and in a training pass of a model whose optimizer or kernel
-            the short form is not for. A training loop of one's own has to know.
+        ValueError: If the expansion is no positive integer, and as in `DrawnRule`.
     """
 
     label, color = "PFA", "#8c564b"
 
-    def __init__(
-        self, expansion=10, initializer="glorot_uniform", seed=None, form="long"
-    ):
+    def __init__(self, expansion=10, initializer="glorot_uniform", seed=None):
         super().__init__(initializer, seed)
-        if form not in ("long", "short"):
-            raise ValueError(
-                'The form of ProductFeedback must be "long" or "short". Received: '
-                f"form={form!r}."
-            )
-        self.form = form
         if isinstance(expansion, bool) or not (
             isinstance(expansion, numbers.Integral) and expansion >= 1
         ):
@@ -96,7 +73,8 @@ class ProductFeedback(DrawnRule):
             )
         self.expansion = int(expansion)
 
-    def slots(self, kernel_shape):
+    def _start(self, kernel_shape):
+        """Shape of the inputs, number of outputs, and what draws R and P."""
         geometry = self._geometry_of(kernel_shape)
         inputs = tuple(kernel_shape[axis] for axis in geometry.inputs)
         if geometry.told:
@@ -113,15 +91,59 @@ class ProductFeedback(DrawnRule):
             shape = (middle, outputs)
             return gain * self._draw(kernel, kernel_initializer, shape, stream=1)
 
-        if self.form == "short":
-            return self._short_slots(geometry, (*inputs, outputs), draw_r, draw_p)
+        return inputs, outputs, draw_r, draw_p
+
+    def slots(self, kernel_shape):
+        inputs, outputs, draw_r, draw_p = self._start(kernel_shape)
+        middle = self.expansion * outputs
         return {
             "R": Slot((*inputs, middle), draw_r, learned=True),
             "P": Slot((middle, outputs), draw_p),
         }
 
-    def _short_slots(self, geometry, shape, draw_r, draw_p):
-        *inputs, outputs = shape
+    def backward_kernel(self, kernel, **stored):
+        product = ops.matmul(stored["R"], stored["P"])
+        return self._geometry_of(kernel.shape).kernel(product, tuple(kernel.shape))
+
+    def potential(self, kernel, **stored):
+        return stored["R"], None
+
+    def get_config(self):
+        return {"expansion": self.expansion, **super().get_config()}
+
+
+@register("rule", "pfa_short")
+@keras.saving.register_keras_serializable(PACKAGE)
+class ShortProductFeedback(ProductFeedback):
+    """Product feedback without its expansion, for optimizers linear in the gradient.
+
+    It has no R. An optimizer that is linear in the gradient keeps
+    `Z = R - W P^T` but for its decay, which a scalar a, trained on a gradient of zero,
+    goes through beside it. So with `G = P^T P` and D the part of Z that P sees,
+    `D G = Z P` at the start,
+
+        B = (a D + W) G,    |R[j]|^2 = (a D + W)[j] G (a D + W)[j]^T + a^2 q[j]^2
+
+    with q[j] the norm of the rest of Z[j]: two products of the layer's own size in
+    place of two of k times that. It is that of the long form to rounding.
+
+    Args:
+        expansion: As in `ProductFeedback`.
+        initializer: The same.
+        seed: The same.
+
+    Raises:
+        ValueError: As in `ProductFeedback`; and in a training pass of a model whose
+            optimizer is neither `TorchSGD` nor Keras's SGD (momentum and decay as they
+            like, no clipping), or whose kernel has a constraint or a penalty that is
+            not L2. A training loop of one's own has to know.
+    """
+
+    label, color = "PFA, short", "#c49c94"
+
+    def slots(self, kernel_shape):
+        inputs, outputs, draw_r, draw_p = self._start(kernel_shape)
+        geometry = self._geometry_of(kernel_shape)
         found = {}
 
         def part(name):
@@ -137,7 +159,7 @@ class ProductFeedback(DrawnRule):
                     offset = ops.transpose(ops.solve(gram, ops.transpose(seen)))
                     outside = rest - ops.matmul(offset, ops.transpose(p))
                     found["gram"] = gram
-                    found["offset"] = ops.reshape(offset, shape)
+                    found["offset"] = ops.reshape(offset, (*inputs, outputs))
                     norm = ops.norm(outside, axis=-1)
                     found["rest"] = ops.reshape(norm, (*inputs, 1))
                 return found.pop(name)
@@ -145,7 +167,7 @@ class ProductFeedback(DrawnRule):
             return initial
 
         return {
-            "offset": Slot(shape, part("offset")),
+            "offset": Slot((*inputs, outputs), part("offset")),
             "gram": Slot((outputs, outputs), part("gram")),
             "rest": Slot((*inputs, 1), part("rest")),
             "share": Slot(
@@ -161,30 +183,20 @@ class ProductFeedback(DrawnRule):
         return share * offset + matrix
 
     def backward_kernel(self, kernel, **stored):
-        geometry = self._geometry_of(kernel.shape)
-        if self.form == "long":
-            product = ops.matmul(stored["R"], stored["P"])
-        else:
-            inner = self._inner(kernel, stored["offset"], stored["share"])
-            product = ops.matmul(inner, ops.cast(stored["gram"], inner.dtype))
-        return geometry.kernel(product, tuple(kernel.shape))
+        inner = self._inner(kernel, stored["offset"], stored["share"])
+        product = ops.matmul(inner, ops.cast(stored["gram"], inner.dtype))
+        return self._geometry_of(kernel.shape).kernel(product, tuple(kernel.shape))
 
     def factors(self, kernel, **stored):
-        if self.form == "long":
-            return None
         inner = self._inner(kernel, stored["offset"], stored["share"])
         inner = self._geometry_of(kernel.shape).kernel(inner, tuple(kernel.shape))
         return inner, ops.cast(stored["gram"], inner.dtype)
 
     def learned(self, kernel, **stored):
-        if self.form == "long":
-            return self.backward_kernel(kernel, **stored)
         # The share gets a gradient of zero: its decay is what it is trained for.
         return ops.broadcast_to(0 * stored["share"], kernel.shape)
 
     def check_training(self, optimizer, kernel):
-        if self.form == "long":
-            return
         penalty = kernel.regularizer
         if kernel.constraint is not None or (
             penalty is not None and type(penalty) is not keras.regularizers.L2
@@ -193,7 +205,7 @@ class ProductFeedback(DrawnRule):
                 "The short form of product feedback holds for a kernel without a "
                 "constraint and with no penalty but keras.regularizers.L2. Received: "
                 f"constraint={kernel.constraint!r}, regularizer={penalty!r}. Use "
-                'keras_fa.rules.ProductFeedback(form="long").'
+                'the long one, rule="pfa".'
             )
         while isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
             optimizer = optimizer.inner_optimizer
@@ -203,24 +215,15 @@ class ProductFeedback(DrawnRule):
                 "linear in the gradient: keras_fa.optimizers.TorchSGD and "
                 "keras.optimizers.SGD, without clipping, and those with a true "
                 "linear_in_gradient. Received: "
-                f'{optimizer.name}. Use keras_fa.rules.ProductFeedback(form="long").'
+                f'{optimizer.name}. Use the long form, rule="pfa".'
             )
 
     def potential(self, kernel, **stored):
-        if self.form == "long":
-            return stored["R"], None
         inner = self._inner(kernel, stored["offset"], stored["share"])
         root = ops.cholesky(ops.cast(stored["gram"], inner.dtype))
         rest = ops.convert_to_tensor(stored["share"]) * stored["rest"]
         seen = ops.reshape(ops.matmul(inner, root), (*rest.shape[:-1], root.shape[0]))
         return ops.concatenate([seen, ops.cast(rest, seen.dtype)], axis=-1), None
-
-    def get_config(self):
-        return {
-            "expansion": self.expansion,
-            "form": self.form,
-            **super().get_config(),
-        }
 
 
 def _is_linear(optimizer):
