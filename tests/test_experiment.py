@@ -127,7 +127,7 @@ from keras_fa.config import default_config
 def get_config():
     config = default_config()
     config.dataset.train_size = 300
-    config.model.hidden_units = (16,) * {count}
+    config.model.hidden_units = {units!r}
     config.optimizer.momentum = 0.9
     config.optimizer.learning_rate = 0.02
     config.epochs = 60
@@ -136,12 +136,26 @@ def get_config():
 """
 
 
+# A layer under each rule. Nothing is fed back through the first one.
+_TABLE = {f"dense_{i}": rule for i, rule in enumerate(helpers.RULES, start=1)}
+
+
 @pytest.mark.processes
-def test_stopped_twice_and_resumed_equals_undisturbed(tmp_path):
-    # A layer under each rule. Nothing is fed back through the first one.
-    table = {f"dense_{i}": rule for i, rule in enumerate(helpers.RULES, start=1)}
+@pytest.mark.parametrize(
+    "rule",
+    [
+        pytest.param({**_TABLE, "*": "fa"}, id="every rule of a layer"),
+        *(
+            pytest.param(rule, marks=pytest.mark.long)
+            for rule in rules.NAMES
+            if rule not in helpers.RULES
+        ),
+    ],
+)
+def test_stopped_twice_and_resumed_equals_undisturbed(tmp_path, rule):
+    units = (16,) * (len(_TABLE) if isinstance(rule, dict) else 2)
     config = tmp_path / "every_rule.py"
-    config.write_text(_EVERY_RULE.format(count=len(table), rules={**table, "*": "fa"}))
+    config.write_text(_EVERY_RULE.format(units=units, rules=rule))
     stopped, whole = tmp_path / "stopped", tmp_path / "whole"
     arguments = [sys.executable, "trainers/train.py", f"--config={config}"]
     arguments += ["--nofigures"]
