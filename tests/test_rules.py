@@ -114,6 +114,20 @@ def test_get_refuses_the_config_of_something_else():
         rules.get(keras.saving.serialize_keras_object(keras.layers.Dense(1)))
 
 
+@pytest.mark.parametrize("form", ["long", "short"])
+def test_the_forms_that_product_feedback_had_name_the_two_rules(form):
+    saved = rules.serialize(rules.ProductFeedback(4))
+    saved["config"]["form"] = form
+    layer = {**FeedbackDense(3).get_config(), "rule": saved}
+    for read in (
+        lambda: rules.get({"name": "pfa", "form": form}),
+        lambda: rules.get(saved),
+        lambda: FeedbackDense.from_config(layer),
+    ):
+        with pytest.raises((TypeError, ValueError), match=rf'"pfa_short".*{form!r}'):
+            read()
+
+
 @pytest.mark.parametrize(
     "rule",
     [

@@ -121,18 +121,30 @@ def deserialize(config):
         A `FeedbackRule`.
 
     Raises:
-        ValueError: If the config does not describe a feedback rule.
+        ValueError: If the config does not describe a feedback rule, or one with the
+            argument `form` that "pfa" had once.
     """
     if "name" in config:
         arguments = {key: value for key, value in config.items() if key != "name"}
         rule = registry.get("rule", config["name"])
+        _check_form(rule, arguments)
         return registry.made("rule", rule, arguments)
     class_name = config.get("class_name")
     for name in registry.names("rule"):
         rule = registry.get("rule", name)
         if class_name in (name, getattr(rule, "__name__", None)):
+            _check_form(rule, config.get("config", {}))
             return rule.from_config(config.get("config", {}))
     rule = keras.saving.deserialize_keras_object(config)
     if not isinstance(rule, FeedbackRule):
         raise ValueError(f"Not the config of a feedback rule: {config!r}.")
     return rule
+
+
+def _check_form(rule, arguments):
+    if rule is ProductFeedback and "form" in arguments:
+        raise ValueError(
+            "The forms of product feedback are two rules: in place of "
+            'form="long" use the rule "pfa", in place of form="short" the rule '
+            f'"pfa_short", both without `form`. Received: form={arguments["form"]!r}.'
+        )
