@@ -716,6 +716,23 @@ def test_the_size_of_one_set_leaves_the_other_alone(name):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.parametrize(
+    ("targets", "classes"),
+    [
+        (np.array([0, 2, 1, 2]), ("0", "1", "2")),
+        (np.array([[0], [2], [1], [2]]), None),
+        (np.array([0.0, 2.0, 1.0, 2.0]), None),
+    ],
+)
+def test_whole_numbers_along_one_axis_are_class_ids(targets, classes):
+    x = np.arange(8.0).reshape(4, 2)
+    raw = sources.RawData.from_arrays(((x, targets), (x[:2], targets[:2])))
+    assert raw.class_names == classes
+    shape = (4,) if classes else (4, 1)
+    assert raw.y_train.shape == shape
+    assert raw.y_train.dtype == ("int64" if classes else "float64")
+
+
 def test_linear_teacher_is_a_noiseless_linear_map():
     data = datasets.load(
         "linear_teacher",
