@@ -716,6 +716,28 @@ def test_the_size_of_one_set_leaves_the_other_alone(name):
         np.testing.assert_array_equal(a, b)
 
 
+# Shapes of x, y and the test x, and the sums of |x| and |y|, at seed 0: published results
+# have only the names of these sets.
+_AS_THEY_ARE = {
+    "synthetic_classification": ((1000, 20), (1000,), (500, 20), 19256, 1500),
+    "synthetic_regression": ((1000, 20), (1000, 1), (500, 20), 16006.8, 628.85),
+    "linear_teacher": ((50, 100), (50, 10), (200, 100), 3924.95, 396.499),
+    "network_teacher": ((50, 150), (50, 1), (200, 150), 5975.74, 317.455),
+    "separable": ((100, 20), (100, 1), (100, 20), 635.681, 100),
+    "nearly_orthogonal": ((20, 100), (20, 1), (20, 100), 463.381, 20),
+}
+
+
+@pytest.mark.parametrize("name", synthetic.PROBLEMS)
+def test_synthetic_sets_stay_what_they_are(name):
+    data = datasets.load(name, batch_size=None, dtype="float64")
+    (x, y), (x_test, _) = data.arrays("train"), data.arrays("test")
+    *shapes, of_x, of_y = _AS_THEY_ARE[name]
+    assert [x.shape, y.shape, x_test.shape] == shapes
+    assert np.abs(x).sum() == pytest.approx(of_x, rel=1e-5)
+    assert np.abs(y).sum() == pytest.approx(of_y, rel=1e-5)
+
+
 @pytest.mark.parametrize(
     ("targets", "classes"),
     [
