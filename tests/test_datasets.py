@@ -716,8 +716,8 @@ def test_the_size_of_one_set_leaves_the_other_alone(name):
         np.testing.assert_array_equal(a, b)
 
 
-# Shapes of x, y and the test x, and the sums of |x| and |y|, at seed 0: published results
-# have only the names of these sets.
+# Shapes of x, y and the test x, and the sums of |x| and |y|, at seed 0: results have
+# only the names of these sets.
 _AS_THEY_ARE = {
     "synthetic_classification": ((1000, 20), (1000,), (500, 20), 19256, 1500),
     "synthetic_regression": ((1000, 20), (1000, 1), (500, 20), 16006.8, 628.85),

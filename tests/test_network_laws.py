@@ -69,6 +69,7 @@ STANDING = (
     "vision_transformer",
     "decoder",
     "layer_scale",
+    "gates_of_two_kinds",
     "mobile_network",
     "recurrent",
     "siamese_towers",
@@ -160,6 +161,14 @@ def gates(x):
     x = dense(WIDTH, "a", "relu")(x)
     x = dense(5, "gate", "relu")(x) * dense(5, "up")(x)
     return dense(2, "o")(layers.GlobalAveragePooling1D()(dense(4, "down", "relu")(x)))
+
+
+@network(VECTORS)
+def gates_of_two_kinds(x):
+    """A gate with one lawful factor, added to one with two."""
+    first = dense(5, "gate", "silu")(x) * dense(5, "up")(x)
+    second = dense(5, "second_gate", "relu")(x) * dense(5, "second_up")(x)
+    return dense(2, "o")(layers.GlobalAveragePooling1D()(first + second))
 
 
 class LayerScale(layers.Layer):
@@ -359,6 +368,11 @@ a -> gate + up (6 units)
 gate -> down (5 units)
 up -> down (5 units)
 down -> o (4 units)
+""",
+    "gates_of_two_kinds": """
+gate (5 units; no law: 'gate' (silu) is not known to be positively homogeneous)
+up + second_gate -> o (5 units)
+up + second_up -> o (5 units)
 """,
     "layer_scale": """
 a + w2 -> w1 + o (6 units)
