@@ -121,6 +121,27 @@ def test_rules_share_data_and_initial_weights(tmp_path):
             np.testing.assert_array_equal(own, other)
 
 
+@pytest.mark.parametrize(
+    ("name", "deviation", "largest"),
+    [
+        # Torch's own start: within 1 / sqrt(fan_in).
+        ("uniform_fan_in", 0.05 / 3**0.5, 0.05),
+        ("uniform_width", 0.2 / 3**0.5, 0.2),
+        ("normal(0.3)", 0.3, None),
+    ],
+)
+def test_kernels_start_as_the_configuration_says(name, deviation, largest):
+    config = default_config()
+    config.dataset.n, config.dataset.name, config.dataset.d_in = 20, "separable", 400
+    config.loss = "half_squared_error"
+    config.model.hidden_units, config.model.kernel_initializer = (25,), name
+    model = build.build(config, build.load(config))
+    kernel = feedback_layers(model)[0].kernel.numpy()
+    assert kernel.std() == pytest.approx(deviation, rel=0.02)
+    if largest is not None:
+        assert 0.99 * largest < np.abs(kernel).max() <= largest
+
+
 _EVERY_RULE = """
 from keras_fa.config import default_config
 
