@@ -5,6 +5,7 @@ import importlib
 __version__ = "0.1.0"
 
 from keras_fa import gradients, layers, models, optimizers, registry, rules
+from keras_fa.layers import forward_variables
 from keras_fa.models import convert, direct, to_stock
 from keras_fa.registry import register
 
@@ -29,6 +30,7 @@ __all__ = [
     "audit",
     "convert",
     "direct",
+    "forward_variables",
     "gradients",
     "layers",
     "models",
