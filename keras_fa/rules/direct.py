@@ -21,8 +21,9 @@ class DirectFeedbackAlignment(FeedbackRule):
     e is the error at the model's output, dL/d(logits), and B_l, of shape
     (units of the hidden layer, outputs), is drawn once. Layers under the rule send
     nothing back themselves; `keras_fa.direct` gives a model the layer that does, and
-    the builders do so by themselves. Source: Nokland (2016); for the kinds, Refinetti
-    et al.'s TinyDFA ("shared") and Crafton et al. (2019), arXiv 1903.02083 ("sparse").
+    the builders do so by themselves. Source: Nokland (2016); for the kinds, the
+    TinyDFA of Launay et al. (2020), arXiv 2006.12878 ("shared"), and Crafton et al.
+    (2019), arXiv 1903.02083 ("sparse").
 
     Args:
         kind: "full", a B_l for each layer; "shared", one B, of which each layer takes
@@ -44,7 +45,8 @@ class DirectFeedbackAlignment(FeedbackRule):
         ghost: Whether each layer gets a ghost readout G_l, trained on h_l^T e and used
             by nothing, with which its conservation law can be told: `<G_l[j], B_l[j]>`
             less the producers' half squared norm.
-        initializer: What draws B_l; None is uniform within 1/sqrt(units).
+        initializer: What draws the B_l of "full" and "sparse"; None is uniform within
+            1/sqrt(units). The other kinds have a scale of their own and take none.
         seed: Integer, or None to follow `keras.utils.set_random_seed`.
         wired: Whether the model has the layer that brings the error. Set by
             `keras_fa.direct`.
@@ -137,7 +139,8 @@ class DirectRandomTargetProjection(DirectFeedbackAlignment):
     """Direct random target projection (DRTP): the hidden error is `y* B_l^T / N`.
 
     `DirectFeedbackAlignment` with the targets for a signal and B_l drawn as He did,
-    uniform within sqrt(6 / outputs). Source: Frenkel, Lefebvre and Bol (2021),
+    uniform within sqrt(6 / outputs); the authors' code counts the fans the other way
+    and draws within sqrt(6 / units). Source: Frenkel, Lefebvre and Bol (2021),
     arXiv 1909.01311. Arguments are those of `DirectFeedbackAlignment`.
     """
 

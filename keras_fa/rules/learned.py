@@ -20,7 +20,8 @@ class KolenPollack(DrawnRule):
     so their difference only shrinks: as `prod(1 - lr * weight_decay)` under decoupled
     decay (Keras's SGD, AdamW), and without decay stays what it was under every
     optimizer whose step depends on gradients alone, clipped or not. It moves under
-    Adafactor, Ftrl and Lamb, whose step depends on the values. Source: Akrout et al.
+    Adafactor, Ftrl and Lamb, whose step depends on the values. With `global_clipnorm`
+    the gradient of B counts in the norm as that of W does. Source: Akrout et al.
     (2019), after Kolen and Pollack (1994). A consumer conserves `1/2 |B[j]|^2`.
     Arguments and errors are those of `DrawnRule`.
     """
@@ -46,9 +47,8 @@ class ProductFeedback(DrawnRule):
     from there to the outputs, so no pathway back holds the weights themselves. For a
     convolution, inputs are the kernel's area times its input channels; whatever a
     kernel's axes, it is the matrix from all inputs to all outputs that counts. As the
-    expansion
-    grows `P^T P` tends to a multiple of the identity, and the rule to Kolen-Pollack's.
-    Source: Li et al. (2024), arXiv 2405.20594, with the gain of the authors' code. A
+    expansion grows `P^T P` tends to a multiple of the identity, and the rule to
+    Kolen-Pollack's. Source: Li et al. (2024), arXiv 2405.20594, with the gain of the authors' code. A
     consumer conserves `1/2 |R[j]|^2`.
 
     Args:
@@ -245,10 +245,11 @@ class WeightMirror(DrawnRule):
 
         B <- (1 - decay) B + rate xi^T phi(xi W + b)
 
-    whose mean is a multiple of W, as the entries of xi are independent with mean 0. For
-    a convolution xi is a patch of the kernel's size. Source: Akrout et al. (2019),
-    section 3, with the numbers of the authors' code; the norm of B grows without bound
-    where nothing decays. No quantity is known that the rule conserves.
+    To first order in the noise the mean of `xi^T phi` is `batch * noise^2 / 3` times W,
+    column j times phi'(b_j), as the entries of xi are independent with mean 0. For a
+    convolution xi is a patch of the kernel's size. Source: Akrout et al. (2019),
+    section 3, with the numbers of the authors' code; without a decay B adds all of this
+    up and outgrows W. No quantity is known that the rule conserves.
 
     Args:
         rate: Learning rate of the mirror, positive.

@@ -14,10 +14,11 @@ from keras_fa.rules.base import PACKAGE, DrawnRule, FeedbackRule, Slot
 @register("rule", "sign_fa")
 @keras.saving.register_keras_serializable(PACKAGE)
 class SignFeedbackAlignment(FeedbackRule):
-    """sign-FA (uSF): `B = s * sign(W)`, computed anew in every backward pass.
+    """sign-FA (uSF): `B = s * sign(W)`, of the W that each training pass has.
 
-    Nothing is stored. `sign(0) = -1`, the convention of Robertson and Koyejo (2024),
-    section 3. Source of the rule: Liao et al. (2016).
+    B is made in the forward pass and kept for the backward one; no variable holds it.
+    `sign(0) = -1`, the convention of Robertson and Koyejo (2024), section 3. Source of
+    the rule: Liao et al. (2016).
 
     Args:
         scale: s. `"glorot"`, the default, is `sqrt(2 / (fan_in + fan_out))`, the
@@ -77,7 +78,7 @@ class FixedRandomSign(DrawnRule):
 
     The magnitudes M are drawn once, `|a draw as W|`, and stay fixed; the signs are
     those of the current W, `sign(0) = -1` as in sign-FA. Source: Liao et al. (2016),
-    "fRSF"; biotorch takes the magnitudes so. A consumer conserves `sum M |W[j]|`.
+    "frSF"; biotorch takes the magnitudes so. A consumer conserves `sum M |W[j]|`.
     Arguments and errors are those of `DrawnRule`: `initializer` and `seed`.
     """
 
