@@ -48,8 +48,8 @@ class ProductFeedback(DrawnRule):
     convolution, inputs are the kernel's area times its input channels; whatever a
     kernel's axes, it is the matrix from all inputs to all outputs that counts. As the
     expansion grows `P^T P` tends to a multiple of the identity, and the rule to
-    Kolen-Pollack's. Source: Li et al. (2024), arXiv 2405.20594, with the gain of the authors' code. A
-    consumer conserves `1/2 |R[j]|^2`.
+    Kolen-Pollack's. Source: Li et al. (2024), arXiv 2405.20594, with the gain of the
+    authors' code. A consumer conserves `1/2 |R[j]|^2`.
 
     Args:
         expansion: k, how many times wider than the outputs; an integer of at least 1.
