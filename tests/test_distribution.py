@@ -26,6 +26,8 @@ from keras_fa.lab import run_folder
 ROOT = pathlib.Path(__file__).parents[1]
 # 61 examples in batches of 16 leave a partial batch, which two replicas cannot halve.
 EXAMPLES, BATCH, EPOCHS = 61, 16, 5
+# 49 leave one, of which the second replica gets nothing; of 64 each gets as many.
+SIZES = {"norm": 49, "even": 64}
 
 CLUSTER = {"worker": ["localhost:1111", "localhost:2222"]}
 TASK = {"type": "worker", "index": 0}
@@ -118,8 +120,7 @@ def test_an_unknown_strategy_is_refused():
 
 def data(kind):
     random = np.random.default_rng(0)
-    # 49 examples leave one, of which the second replica gets nothing.
-    size = 49 if kind == "norm" else EXAMPLES
+    size = SIZES.get(kind, EXAMPLES)
     x = random.normal(size=(size, 8)).astype("float32")
     y = random.integers(0, 3, size)
     options = tf.data.Options()
@@ -129,15 +130,17 @@ def data(kind):
     return batches.with_options(options)
 
 
-# Every rule of a layer in one network, which is compiled once. Nothing is fed back
-# through a first layer: backpropagation has it.
+# Every rule of a layer in one network, which is compiled once, and the direct rules.
+# Nothing is fed back through a first layer: backpropagation has it. The signal of drtp
+# is scaled by the examples of a replica, which a partial batch that is shared out
+# unevenly makes another number on each.
 DEEP = {f"dense_{i}": rule for i, rule in enumerate(helpers.RULES, start=1)}
-NETWORKS = [("deep", None), ("mlp", "dkp")]
+NETWORKS = [("deep", None), ("mlp", "dkp"), ("mlp", "dfa"), ("even", "drtp")]
 
 
 def network(kind, rule, loss=None):
     keras.utils.set_random_seed(0)
-    if kind == "mlp":
+    if kind in ("mlp", "even"):
         model = keras_fa.models.mlp((8,), (16,), 3, rule=rule)
     elif kind == "deep":
         model = keras_fa.models.mlp((8,), (8,) * len(DEEP), 3, rule={**DEEP, "*": "fa"})
@@ -188,8 +191,6 @@ def assert_same(ours, reference):
         assert ours[1][key] == pytest.approx(value, rel=1e-5), key
 
 
-# The signal of drtp is scaled by the examples of a replica, which a partial batch that
-# is shared out unevenly makes another number on each.
 @pytest.mark.parametrize(
     ("kind", "rule"),
     [helpers.standing(*found, stands=found == NETWORKS[0]) for found in NETWORKS],
@@ -386,7 +387,8 @@ def test_one_replica_is_left_alone_and_an_uncompiled_model_refused():
         distribution.prepare(keras_fa.models.mlp((8,), (16,), 3))
 
 
-OF_TWO_WORKERS = [*NETWORKS, ("norm", "fa")]
+# The first three stand for the others.
+OF_TWO_WORKERS = [("norm", "fa"), *NETWORKS]
 
 _WORKER = """
 import json, os, sys
@@ -420,7 +422,7 @@ try:
     distribution.check_shared(strategy, {folder!r} + "/apart" * index)
 except RuntimeError as error:
     found["apart"] = str(error)
-for number, (kind, rule) in enumerate(shared.OF_TWO_WORKERS):
+for number, (kind, rule) in enumerate(shared.OF_TWO_WORKERS[:{count}]):
     with strategy.scope():
         model = shared.network(kind, rule)
     weights, logs, predicted = shared.train(
@@ -434,11 +436,14 @@ with open({folder!r} + f"/{{index}}.json", "w") as file:
 
 
 @pytest.fixture(scope="module")
-def two_workers(tmp_path_factory):
+def two_workers(tmp_path_factory, pytestconfig):
     """What each of two workers has after training: weights, logs and predictions."""
     folder = tmp_path_factory.mktemp("workers")
+    count = len(OF_TWO_WORKERS) if pytestconfig.getoption("long") else 3
     tests = str(pathlib.Path(__file__).parent)
-    script = _WORKER.format(root=str(ROOT), tests=tests, folder=str(folder))
+    script = _WORKER.format(
+        root=str(ROOT), tests=tests, folder=str(folder), count=count
+    )
     (folder / "worker.py").write_text(script)
     done = subprocess.run(
         [
@@ -454,10 +459,7 @@ def two_workers(tmp_path_factory):
     found = []
     for index in (0, 1):
         logs = json.loads((folder / f"{index}.json").read_text())
-        arrays = [
-            np.load(folder / f"{number}-{index}.npz")
-            for number in range(len(OF_TWO_WORKERS))
-        ]
+        arrays = [np.load(folder / f"{number}-{index}.npz") for number in range(count)]
         trained = [
             (arrays["arr_0"], logs[str(number)], arrays["arr_1"])
             for number, arrays in enumerate(arrays)
@@ -528,20 +530,22 @@ def test_texts_of_all_replicas(mirrored):
 
 
 @pytest.mark.processes
-@pytest.mark.parametrize("number", range(len(OF_TWO_WORKERS) - 1))
+@pytest.mark.parametrize(
+    "number", [helpers.standing(n, stands=n < 3) for n in range(1, len(OF_TWO_WORKERS))]
+)
 def test_two_workers_equal_each_other_and_one_device(two_workers, number):
     kind, rule = OF_TWO_WORKERS[number]
     first, second = (trained[number] for trained, *_ in two_workers)
     np.testing.assert_array_equal(first[0], second[0])
     assert first[1] == second[1]
-    assert first[2].shape == (EXAMPLES, 3)
+    assert first[2].shape == (SIZES.get(kind, EXAMPLES), 3)
     assert_same(first, trained_alone(kind, rule))
 
 
 @pytest.mark.processes
 def test_batch_norm_of_two_workers_equals_two_replicas(two_workers, norms):
     for trained, *_ in two_workers:
-        assert_same(trained[-1], norms[1])
+        assert_same(trained[0], norms[1])
 
 
 @pytest.mark.processes
