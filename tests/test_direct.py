@@ -289,6 +289,7 @@ def test_models_that_cannot_have_it_say_why(build, reason):
         ({"kind": "fll"}, "must be one of full, shared"),
         ({"signal": "loss"}, "must be one of error, sign, target"),
         ({"kind": "low_rank"}, "rank must be a positive integer"),
+        ({"kind": "shared", "initializer": "zeros"}, "take None.*kind='shared"),
         ({"rank": 2}, "rank must be .* and None for the others"),
         ({"kind": "sparse", "nonzeros": 0}, "nonzeros must be a positive"),
         ({"kind": "sparse", "nonzeros": 4}, "are 3 outputs"),

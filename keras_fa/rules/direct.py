@@ -90,6 +90,12 @@ class DirectFeedbackAlignment(FeedbackRule):
                     f'{name} must be a positive integer for kind="{owner}", and None '
                     f"for the others. Received: kind={kind!r}, {name}={value!r}."
                 )
+        if initializer is not None and kind not in ("full", "sparse"):
+            raise ValueError(
+                'initializer draws the B_l of kind="full" and "sparse"; the others '
+                "have a scale of their own and take None. Received: "
+                f"kind={kind!r}, initializer={initializer!r}."
+            )
         self.kind, self.signal, self.taps = kind, signal, taps
         self.rank, self.nonzeros = rank, nonzeros
         self.ghost = ghost
