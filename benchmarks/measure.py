@@ -431,7 +431,7 @@ def steps(name, rules, jit, rounds, peer=None, dtype="float32", on_round=None):
     return rows
 
 
-def memory(name, rule, jit, count=11):
+def memory(name, rule, jit, count=11, dtype="float32"):
     """Memory of one workload under one rule, to be called in a process of its own.
 
     TensorFlow's profiler tells what is allocated and freed in a step, which it does on
@@ -442,6 +442,7 @@ def memory(name, rule, jit, count=11):
         rule: Name of a rule, or "stock".
         jit: Whether XLA compiles the step.
         count: Steps to look at.
+        dtype: Dtype policy.
 
     Returns:
         Dict of bytes: `variables`, weights, feedback and optimizer state; `step`, the
@@ -460,7 +461,7 @@ def memory(name, rule, jit, count=11):
             "TF_CPU_ALLOCATOR_USE_BFC=1 is set before TensorFlow starts."
         )
     workload = WORKLOADS[name]
-    model = workload.make(rule)
+    model = workload.make(rule, dtype)
     call = step(model, *workload.batch_of(), jit)
     for _ in range(3):
         call()

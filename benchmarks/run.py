@@ -12,8 +12,8 @@ Examples:
 
 steps: a training step of each workload under each rule, against the same network of
 stock Keras layers, beside the rate of a large matrix product. --peer adds the same
-steps in raw torch, in each of three modes, and in biotorch: benchmarks/README.md says
-how to set that up.
+steps in raw torch, in each of three modes, and in biotorch, or in Keras on JAX:
+benchmarks/README.md says how to set that up.
 
 memory: weights, feedback and optimizer state, and what a step allocates beyond them.
 
@@ -88,7 +88,7 @@ _DTYPE = flags.DEFINE_enum(
     "dtype",
     "float32",
     ["float32", "mixed_bfloat16", "mixed_float16"],
-    "For steps: dtype policy of ours; a mixed one is torch's autocast to bfloat16.",
+    "For steps and memory: dtype policy of ours; for a peer a mixed one is bfloat16.",
 )
 _ROUNDS = flags.DEFINE_integer(
     "rounds", 21, "Measurements of each kind.", lower_bound=3
@@ -141,7 +141,8 @@ def main():
         raise app.UsageError("--batch_size is larger than --images.")
     if _MEMORY_OF.value:
         name, rule, jit = _MEMORY_OF.value
-        print(json.dumps(measure.memory(name, rule, jit == "on")))
+        row = measure.memory(name, rule, jit == "on", dtype=_DTYPE.value)
+        print(json.dumps(row))
         return
     if _PROFILE.value:
         _profile()
@@ -231,7 +232,10 @@ def _memory(progress):
     task = progress.add_task("memory", total=len(kinds))
     for name, jit, rule in kinds:
         done = subprocess.run(
-            [sys.executable, __file__, f"--memory_of={name},{rule},{jit}"],
+            [
+                *(sys.executable, __file__, f"--memory_of={name},{rule},{jit}"),
+                f"--dtype={_DTYPE.value}",
+            ],
             env={**os.environ, "TF_CPU_ALLOCATOR_USE_BFC": "1"},
             capture_output=True,
             text=True,
@@ -240,7 +244,8 @@ def _memory(progress):
         if done.returncode:
             raise RuntimeError(f"Memory of {name}, {rule}: {done.stderr[-2000:]}")
         row = json.loads(done.stdout.splitlines()[-1])
-        rows.append({"workload": name, "rule": rule, "jit": jit, **row})
+        kind = {"workload": name, "dtype": _DTYPE.value, "rule": rule, "jit": jit}
+        rows.append({**kind, **row})
         progress.advance(task)
     return rows
 
@@ -303,7 +308,7 @@ def _table(title, rows):
 def _shown(row):
     shown = {}
     if "workload" in row:
-        shown["workload"] = row["workload"]
+        shown |= {"workload": row["workload"], "dtype": row["dtype"]}
     if "variables" in row:
         shown |= {"rule": row["rule"], "XLA": row["jit"]}
         for title, field in (
@@ -328,7 +333,7 @@ def _shown(row):
     if "to_peer" in row:
         shown["to biotorch"] = f"{row['to_peer']:.3f}"
     if "to_best" in row:
-        shown["to torch's best"] = f"{row['to_best']:.3f}"
+        shown["to the peer's best"] = f"{row['to_best']:.3f}"
     if "heavy" in row:
         shown["heavy libraries"] = ", ".join(row["heavy"]) or "none"
     return shown

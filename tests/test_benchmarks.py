@@ -78,6 +78,22 @@ def test_stock_is_keras_alone_of_the_same_shapes(name):
     assert shapes[0] == shapes[1]
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["mobilenet64", "resnet50"])
+def test_converted_networks_take_the_fused_normalization(name):
+    model = measure.WORKLOADS[name].make("fa", "mixed_bfloat16")
+    norms = [
+        layer
+        for layer in model.layers
+        if isinstance(layer, keras.layers.BatchNormalization)
+    ]
+    assert len(norms) > 50
+    assert {type(layer) for layer in norms} == {layers.BatchNormalization}
+    assert {layer.compute_dtype for layer in norms} == {"bfloat16"}
+    stock = measure.WORKLOADS[name].make("stock")
+    assert not any(isinstance(x, layers.BatchNormalization) for x in stock.layers)
+
+
 def test_a_step_is_that_of_train_on_batch():
     workload = measure.Workload("mlp", (12,), 5)
     x, y = workload.batch_of()
@@ -190,6 +206,16 @@ def test_memory_is_that_of_the_weights_and_of_b(tmp_path):
     # Medians agreed exactly where they were compared; single steps, in which operations
     # come in another order, were between 6.0 and 10.6 MiB.
     assert fa["step"] == pytest.approx(stock["step"], rel=0.3)
+    low = tmp_path / "low.json"
+    done = call(
+        *("--what=memory", "--workloads=mlp", "--rules=fa"),
+        *("--dtype=mixed_bfloat16", f"--output={low}"),
+    )
+    assert done.returncode == 0, done.stderr
+    (half,) = json.loads(low.read_text())["memory"]
+    # Weights, momentum and B stay in the variables' float32, activations do not.
+    assert half["dtype"] == "mixed_bfloat16"
+    assert half["variables"] == fa["variables"]
     wrong = call("--rules=stock,fb")
     assert wrong.returncode == 1
-    assert "--rules takes some of stock, backprop" in wrong.stdout + wrong.stderr
+    assert "--rules takes some of stock, " in wrong.stdout + wrong.stderr
