@@ -142,6 +142,18 @@ def test_kernels_start_as_the_configuration_says(name, deviation, largest):
         assert 0.99 * largest < np.abs(kernel).max() <= largest
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("weight_decay_layers", ("output",)), ("weight_decay_epochs", 1)],
+)
+def test_decay_of_some_layers_or_epochs_is_sgds_alone(field, value):
+    config = default_config()
+    config.optimizer.name = "adam"
+    config.optimizer[field] = value
+    with pytest.raises(ValueError, match="have a meaning for sgd alone"):
+        build.build(config, build.load(config))
+
+
 _EVERY_RULE = """
 from keras_fa.config import default_config
 

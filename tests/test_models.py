@@ -255,6 +255,8 @@ def test_resnet_pads_as_torch_does():
         np.pad(x, [(0, 0), (3, 3), (3, 3), (0, 0)]), conv.kernel.numpy()
     )
     assert_close(keras.Model(model.input, conv.output)(x), expected)
+    pool = model.get_layer("maxpool")
+    assert (pool.pool_size, pool.strides, pool.padding) == ((3, 3), (2, 2), "valid")
 
 
 def test_lenet_shapes():
