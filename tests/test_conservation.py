@@ -211,6 +211,18 @@ def residual_stream(x):
     return dense(2, "o")(layers.ReLU()(x + dense(4, "b")(x)))
 
 
+@row("a -> o (5 units)")
+def a_mask_with_zeros(x):
+    x = dense(5, "a", "relu")(x)
+    return dense(2, "o")(ops.where(x > 0.3, x, 0.0))
+
+
+@row("a -> o (5 units; no law: the channels cannot be followed through 'where')")
+def a_mask_with_ones(x):
+    x = dense(5, "a", "relu")(x)
+    return dense(2, "o")(ops.where(x > 0.3, x, 1.0))
+
+
 @row("a + c -> o (3 units)", "b + c -> o (2 units)")
 def concatenation(x):
     x = layers.Add()(
