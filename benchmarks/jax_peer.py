@@ -1,12 +1,9 @@
 """Training steps of stock Keras on JAX, for benchmarks/run.py --peer=jax.
 
-Runs under an interpreter that has keras and jax, and need not have TensorFlow. Speaks
-as torch_peer.py does: a question a line, and a line for an answer.
+Runs under an interpreter that has keras and jax, and need not have TensorFlow.
 """
 
-import json
 import os
-import sys
 import time
 
 os.environ["KERAS_BACKEND"] = "jax"
@@ -14,6 +11,7 @@ os.environ["KERAS_BACKEND"] = "jax"
 import jax
 import keras
 import numpy as np
+import peer
 from keras import layers
 
 MODES = ("jax",)
@@ -44,7 +42,7 @@ def _convolution(x, filters, size, strides):
 
 
 def resnet18(x):
-    """The ResNet-18 of `keras_fa.models`."""
+    """The ResNet-18 of `keras_fa.models`, whose pool starts one pixel earlier."""
     x = layers.ReLU()(_convolution(x, 64, 7, 2))
     x = layers.MaxPooling2D(3, 2, padding="same")(x)
     for filters in (64, 128, 256, 512):
@@ -99,20 +97,6 @@ def stepper(make, shape, batch, rule, low_precision=False, **arguments):
     return step
 
 
-def main():
-    """Answers questions until there are no more."""
-    about = {"rules": [], "modes": MODES, "jax": jax.__version__}
-    print(json.dumps({**about, "keras": keras.__version__}), flush=True)
-    steps = []
-    for line in sys.stdin:
-        question = json.loads(line)
-        if "step" in question:
-            answer = steps[question["step"]]()
-        else:
-            steps.append(stepper(**question))
-            answer = len(steps) - 1
-        print(json.dumps(answer), flush=True)
-
-
 if __name__ == "__main__":
-    main()
+    versions = {"jax": jax.__version__, "keras": keras.__version__}
+    peer.answer({"rules": [], "modes": MODES, **versions}, stepper)

@@ -1,14 +1,12 @@
 """Training steps in torch and in biotorch, for benchmarks/run.py --peer=torch.
 
 Runs under an interpreter that has torch, and biotorch if it is to be measured too.
-Reads a question a line from standard input and answers each with a line: what to make,
-or of which network to time a step.
 """
 
-import json
 import sys
 import time
 
+import peer
 import torch
 from torch import nn
 
@@ -111,22 +109,8 @@ def stepper(make, shape, batch, rule, low_precision=False, **arguments):
     return step
 
 
-def main():
-    """Answers questions until there are no more."""
+if __name__ == "__main__":
     torch.set_num_threads(int(sys.argv[1]))
     rules = [rule for rule in _LAYERS if rule not in MODES]
     about = {"rules": rules, "modes": MODES, "torch": torch.__version__}
-    print(json.dumps(about), flush=True)
-    steps = []
-    for line in sys.stdin:
-        question = json.loads(line)
-        if "step" in question:
-            answer = steps[question["step"]]()
-        else:
-            steps.append(stepper(**question))
-            answer = len(steps) - 1
-        print(json.dumps(answer), flush=True)
-
-
-if __name__ == "__main__":
-    main()
+    peer.answer(about, stepper)

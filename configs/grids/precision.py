@@ -4,7 +4,7 @@ Source: none; a question of our own: what half precision does to accuracy under 
     rule, and to the ledger of the conserved quantities.
 Command: python trainers/sweep.py --grid=configs/grids/precision.py \
              --workdir=runs/precision
-Expected: see results/precision.csv. Slow on a CPU that has no bfloat16 or float16.
+Expected: not run to its end yet. Slow on a CPU without bfloat16 or float16.
 
 Plain gradient descent, under which the first order of the ledger is 0 but for rounding.
 """
