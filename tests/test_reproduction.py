@@ -7,6 +7,7 @@ import re
 import runpy
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pandas as pd
@@ -22,6 +23,7 @@ from keras_fa.papers import (
     drawing,
     mnist_errors,
     noisy_mnist,
+    precision,
     printed,
     report,
     sections,
@@ -334,6 +336,33 @@ def test_the_command_line(tmp_path):
     assert json.loads(
         (next((tmp_path / "runs/table3").iterdir()) / "config.json").read_text()
     )
+
+
+def test_the_ledger_in_half_precision_is_a_part_of_the_drift():
+    def run(dtype, remainder):
+        terms = {"measured": (-3.0, 1.0), "first_order": (0.2, -0.2)}
+        terms["remainder"] = (remainder, 1e-16)
+        final = {
+            f"ledger/{term}/{group}": value
+            for term, values in terms.items()
+            for group, value in zip("ab", values, strict=True)
+        }
+        settings = {"model.name": "lenet", "rule": "fa", "dtype": dtype}
+        final |= {"val_accuracy": 0.5, "loss": 1.0}
+        return types.SimpleNamespace(settings=settings, final=final)
+
+    runs = [run("mixed_float16", -4e-8), run("float32", 4e-15)]
+    told = section("precision")
+    precision.precision(told, runs, None)
+    table = told.data["precision.csv"]
+    assert list(table["dtype"]) == ["float32", "mixed_float16"]
+    np.testing.assert_allclose(table["drift"], 4.0)
+    np.testing.assert_allclose(table["first_order"], 0.1)
+    np.testing.assert_allclose(table["remainder"], [1e-15, 1e-8])
+    ((_, closes, _),) = told.checks
+    assert not closes
+    precision.precision(again := section("precision"), runs[1:], None)
+    assert again.checks[0][1]
 
 
 def test_akrouts_table_compares_what_his_code_did_and_shows_both_steps(tmp_path):
