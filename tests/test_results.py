@@ -1,5 +1,6 @@
 """The run folder: whole files, one owner, torn lines, other configurations."""
 
+import errno
 import json
 import os
 import subprocess
@@ -359,3 +360,14 @@ def test_damaged_json_is_told_with_its_file_and_the_remedy(
         everything(tmp_path / "run")
     assert str(path) in str(caught.value)
     assert "emove" in str(caught.value)
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS])
+def test_a_file_system_without_locks_is_said_at_once(tmp_path, monkeypatch, number):
+    def flock(lock, how):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(run_folder.fcntl, "flock", flock)
+    with pytest.raises(RunFolderError, match=os.strerror(number)) as found:
+        RunFolder(tmp_path / "run", {}).__enter__()
+    assert not isinstance(found.value, RunFolderBusyError)

@@ -442,14 +442,14 @@ def test_a_cell_of_another_sweep_is_waited_for(tmp_path, scripted, monkeypatch):
     assert scripted.made == 1
 
 
-FULL = pool.Mishap("OSError: No space left on device", is_passing=True)
+SMALL = pool.Mishap("OSError: Cannot allocate memory", is_passing=True)
 
 
 def test_what_the_machine_stopped_is_begun_again_and_then_left_open(tmp_path, scripted):
     cells = sweeps.cells(base(), [{"seed": [0, 1, 2]}])
     scripted.give = lambda self, cell: vars(self).update(cell=cell)
     crashed = pool.Mishap("The process of this cell ended with exit code -11.")
-    scripted.answers = ([FULL, FULL, "done"], [FULL] * 9, [crashed])
+    scripted.answers = ([SMALL, SMALL, "done"], [SMALL] * 9, [crashed])
     output = io.StringIO()
     states = sweeps.run(cells, tmp_path, console=Console(file=output, width=300))
     assert states == {
@@ -457,7 +457,7 @@ def test_what_the_machine_stopped_is_begun_again_and_then_left_open(tmp_path, sc
         "seed=1": sweeps.OPEN,
         "seed=2": sweeps.FAILED,
     }
-    assert "left open: seed=1: OSError: No space left on device\n" in output.getvalue()
+    assert "left open: seed=1: OSError: Cannot allocate memory\n" in output.getvalue()
     assert len(scripted.answers[1]) == 9 - 3
     # The same command takes it up.
     scripted.answers = ([], ["done"], [])
@@ -468,10 +468,22 @@ def test_what_the_machine_stopped_is_begun_again_and_then_left_open(tmp_path, sc
 def test_a_machine_that_stops_every_cell_is_not_asked_for_ever(tmp_path, scripted):
     cells = sweeps.cells(base(), [{"seed": list(range(50))}])
     scripted.give = lambda self, cell: vars(self).update(cell=cell)
-    scripted.answers = [[FULL] * 3 for _ in cells]
+    scripted.answers = [[SMALL] * 3 for _ in cells]
     states = sweeps.run(cells, tmp_path, console=Console(quiet=True))
     assert set(states.values()) == {sweeps.OPEN}
     assert sum(map(len, scripted.answers)) == 3 * 50 - 10
+
+
+def test_a_full_disk_ends_the_sweep_with_the_cells_left_open(tmp_path, scripted):
+    cells = sweeps.cells(base(), [{"seed": list(range(50))}])
+    scripted.give = lambda self, cell: vars(self).update(cell=cell)
+    full = _raised(OSError(errno.EDQUOT, os.strerror(errno.EDQUOT)))
+    scripted.answers = [["done"], [full], *([] for _ in range(48))]
+    output = io.StringIO()
+    states = sweeps.run(cells, tmp_path, console=Console(file=output, width=300))
+    assert list(states.values()) == [sweeps.FINISHED, *[sweeps.OPEN] * 49]
+    assert "left open: seed=49: OSError: [Errno 122] Disk quota" in output.getvalue()
+    assert not list(tmp_path.glob("*.failed.json"))
 
 
 def test_a_cell_beyond_its_time_is_stopped_and_recorded(tmp_path, scripted):
@@ -498,8 +510,7 @@ def _raised(error, cause=None):
 @pytest.mark.parametrize(
     ("error", "cause", "is_passing"),
     [
-        (OSError(errno.ENOSPC, "No space left on device"), None, True),
-        (OSError(errno.EDQUOT, os.strerror(errno.EDQUOT)), None, True),
+        (OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)), None, True),
         (
             OSError("Could not save a checkpoint"),
             tf.errors.ResourceExhaustedError(None, None, "No space left on device"),
@@ -513,6 +524,7 @@ def _raised(error, cause=None):
 def test_what_is_the_machines_fault(error, cause, is_passing):
     mishap = _raised(error, cause)
     assert mishap.is_passing == is_passing
+    assert mishap.is_full == ("checkpoint" in str(error))
     assert str(error) in mishap.error and "Traceback" in mishap.traceback
 
 
@@ -608,7 +620,10 @@ def test_mishaps_are_recorded_and_stop_nothing(mishaps):
     assert "RunFolderError: " in errors["seed=4"]["error"]
     assert "thesis.tex" in errors["seed=4"]["error"]
     assert [line["epoch"] for line in lines(workdir / "seed=1")] == [0, 1, 2]
-    assert (workdir / "workers.log").stat().st_mode & 0o111 == 0
+    # Of the process that was killed and of the one after it.
+    logs = list((workdir / pool.LOGS).iterdir())
+    assert len(logs) == 2
+    assert all(log.stat().st_mode & 0o111 == 0 for log in logs)
     assert not multiprocessing.active_children()
 
 

@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import pathlib
 import signal
+import socket
 import threading
 import time
 import traceback
@@ -17,6 +18,8 @@ from keras_fa import registry
 from keras_fa.lab import run_folder
 from keras_fa.lab.grid import ENDED, FAILED, INTERRUPTED, OPEN, Cell, fail, status
 
+# Folder of what the workers of a sweep print, in its own.
+LOGS = "logs"
 # TensorFlow keeps a little of every model that a process has built.
 _CELLS_PER_PROCESS = 25
 # How often a cell is begun that the machine stopped (a full disk, say, or too little
@@ -26,12 +29,13 @@ _ATTEMPTS, _PAUSE, _MOST_IN_A_ROW = 3, 2, 10
 # Seconds that a worker has to save and end when it is asked to, and its exit code then.
 _GRACE, _ASKED = 15, 128 + signal.SIGTERM
 
+# The disk is full, or the user's share of it: no other cell would fare better.
+_FULL = [os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT)]
 _PASSING = [
-    os.strerror(number)
-    for number in (
-        *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO),
-        *(errno.ENOMEM, errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ESTALE),
-    )
+    *_FULL,
+    *(os.strerror(errno.EFBIG), os.strerror(errno.EROFS), os.strerror(errno.EIO)),
+    *(os.strerror(errno.ENOMEM), os.strerror(errno.EAGAIN), os.strerror(errno.ESTALE)),
+    *(os.strerror(errno.EMFILE), os.strerror(errno.ENFILE), os.strerror(errno.ENOLCK)),
 ]
 
 
@@ -43,11 +47,13 @@ class Mishap:
         error: A line for the user.
         traceback: Where it came from; empty if that is not known.
         is_passing: Whether the machine is to blame and not the cell.
+        is_full: Whether it is for want of room on the disk.
     """
 
     error: str
     traceback: str = ""
     is_passing: bool = False
+    is_full: bool = False
 
 
 class _Worker:
@@ -127,7 +133,8 @@ class Pool:
         self._in_a_row = 0
         # Cells for later: when, and whether another sweep has them.
         self._later = {}
-        self._threads = max(1, (os.cpu_count() or 1) // jobs)
+        # Of the cores that a scheduler, or taskset, leaves to this process.
+        self._threads = max(1, len(os.sched_getaffinity(0)) // jobs)
         self._workers = []
 
     @property
@@ -200,12 +207,12 @@ class Pool:
             self._later[cell.name] = (cell, time.monotonic() + 2, True)
         elif is_passing:
             self._attempts[cell.name] += 1
-            if self._attempts[cell.name] < _ATTEMPTS:
+            if self._attempts[cell.name] < _ATTEMPTS and not answer.is_full:
                 pause = _PAUSE * 4 ** (self._attempts[cell.name] - 1)
                 self._later[cell.name] = (cell, time.monotonic() + pause, False)
             else:
                 self.left[cell.name] = answer.error
-            if self._in_a_row == _MOST_IN_A_ROW:
+            if answer.is_full or self._in_a_row == _MOST_IN_A_ROW:
                 self._leave_all(answer.error)
         elif is_mishap and status(cell, self.workdir) not in ENDED:
             try:
@@ -215,7 +222,7 @@ class Pool:
         self.states[cell.name] = status(cell, self.workdir)
 
     def _leave_all(self, reason):
-        """Begins no cell any more: the machine stopped every one of the last."""
+        """Begins no cell any more: the machine would stop it as it did the last."""
         for cell in (*self._queue, *(cell for cell, _, _ in self._later.values())):
             self.left[cell.name] = reason
         self._queue.clear()
@@ -243,9 +250,11 @@ def _work(pipe, workdir, threads, modules, names):
         os.environ[variable] = str(threads)
     os.environ["OMP_NUM_THREADS"] = str(threads)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    path = os.path.join(workdir, "workers.log")
+    # One each: what processes of several machines append to one file is lost or mixed.
+    path = os.path.join(workdir, LOGS, f"{socket.gethostname()}-{os.getpid()}.log")
     # On a full disk it is done without.
     with contextlib.suppress(OSError):
+        os.makedirs(os.path.dirname(path), exist_ok=True)
         log = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
         os.dup2(log, 1)
         os.dup2(log, 2)
@@ -292,13 +301,17 @@ def _mishap(error, missing):
                 "Put it into a module of its own beside the configuration and name it "
                 f'"module:{name}", or import that module in the configuration.'
             )
-    cause, is_passing = error, False
+    cause, said = error, ""
     while cause is not None:
-        is_of_the_machine = isinstance(cause, OSError) or hasattr(cause, "error_code")
-        if is_of_the_machine and any(words in str(cause) for words in _PASSING):
-            is_passing = True
+        if isinstance(cause, OSError) or hasattr(cause, "error_code"):
+            said += str(cause)
         cause = cause.__cause__ or cause.__context__
-    return Mishap(text, traceback.format_exc(), is_passing)
+    return Mishap(
+        text,
+        traceback.format_exc(),
+        is_passing=any(words in said for words in _PASSING),
+        is_full=any(words in said for words in _FULL),
+    )
 
 
 def _run_cell(run, cell, workdir):

@@ -317,6 +317,14 @@ def _locked(folder):
                 f"Another process is using the run folder {folder}. Wait for it, "
                 "stop it, or choose another --workdir."
             ) from error
+        except OSError as error:
+            # NFS without a lock daemon, Lustre without -o flock.
+            os.close(lock)
+            raise RunFolderError(
+                f"Cannot lock the run folder {folder}: {error}. Its file system should "
+                "have locks (flock) or be mounted with them; or choose a --workdir on "
+                "another one."
+            ) from error
         except BaseException:
             os.close(lock)
             raise
