@@ -295,6 +295,55 @@ def product(size=2048):
     return lambda: multiply().numpy(), 2 * size**3
 
 
+def operation_times(folder, steps):
+    """What a trace of steps says of each kind of operation.
+
+    Operations overlap, as several run at once and each on several threads: the
+    milliseconds are of their sum, not of a step's.
+
+    Args:
+        folder: Where `tf.profiler` wrote the trace of one run.
+        steps: How many steps it holds.
+
+    Returns:
+        List of dicts with `operation`, `milliseconds` a step, `share` of all
+        operations' time and `calls` a step, the longest first.
+
+    Raises:
+        FileNotFoundError: If the folder holds no trace.
+    """
+    # The only reader of traces that TensorFlow brings (tested on 2.21); without it
+    # there is TensorBoard with its profile plugin.
+    from tensorflow.tsl.profiler.protobuf import xplane_pb2
+
+    traces = sorted(pathlib.Path(folder).rglob("*.xplane.pb"))
+    if not traces:
+        raise FileNotFoundError(f"No trace (*.xplane.pb) in {folder}.")
+    milliseconds, calls = {}, {}
+    for plane in xplane_pb2.XSpace.FromString(traces[-1].read_bytes()).planes:
+        for line in plane.lines:
+            for event in line.events:
+                # An operation of a graph is "its name:its kind". With two colons it is
+                # a part of the runtime, with a space after one a whole graph.
+                name, _, kind = plane.event_metadata[event.metadata_id].name.rpartition(
+                    ":"
+                )
+                if not name or name.endswith(":") or kind.startswith(" "):
+                    continue
+                milliseconds[kind] = milliseconds.get(kind, 0) + event.duration_ps / 1e9
+                calls[kind] = calls.get(kind, 0) + 1
+    whole = sum(milliseconds.values())
+    return [
+        {
+            "operation": kind,
+            "milliseconds": milliseconds[kind] / steps,
+            "share": milliseconds[kind] / whole,
+            "calls": calls[kind] / steps,
+        }
+        for kind in sorted(milliseconds, key=milliseconds.get, reverse=True)
+    ]
+
+
 class Peer:
     """A process of another Python that does the same steps in another library.
 

@@ -113,7 +113,8 @@ _PROFILE = flags.DEFINE(
     "profile",
     None,
     "Folder for a TensorBoard trace of ten steps of the first of --workloads under the "
-    "last of --rules, instead of measuring.",
+    "last of --rules, instead of measuring; prints how long each kind of operation "
+    "takes.",
 )
 _MEMORY_OF = flags.DEFINE_list(
     "memory_of", None, "Workload, rule, off or on: what memory starts for each."
@@ -144,12 +145,12 @@ def main():
         row = measure.memory(name, rule, jit == "on", dtype=_DTYPE.value)
         print(json.dumps(row))
         return
-    if _PROFILE.value:
-        _profile()
-        return
     console = Console()
     if not console.is_terminal:
         console = Console(width=140)
+    if _PROFILE.value:
+        _profile(console)
+        return
     found = {"command": sys.argv[1:]}
     for what in _WHAT.value:
         with Progress(
@@ -276,7 +277,7 @@ def _other(what):
     return measure.strategies(what, rounds, _BATCH.value)
 
 
-def _profile():
+def _profile(console, steps=10):
     import measure
     import tensorflow as tf
 
@@ -289,10 +290,20 @@ def _profile():
     for _ in range(3):
         step()
     tf.profiler.experimental.start(str(_PROFILE.value))
-    for _ in range(10):
+    for _ in range(steps):
         step()
     tf.profiler.experimental.stop()
-    print(f"tensorboard --logdir={_PROFILE.value}")
+    table = Table("operation", "ms a step", "of all operations", "calls a step")
+    for row in measure.operation_times(_PROFILE.value, steps):
+        if row["share"] >= 0.005:
+            table.add_row(
+                row["operation"],
+                f"{row['milliseconds']:.2f}",
+                f"{row['share']:.1%}",
+                f"{row['calls']:.0f}",
+            )
+    console.print(table)
+    console.print(f"tensorboard --logdir={_PROFILE.value}", soft_wrap=True)
 
 
 def _table(title, rows):

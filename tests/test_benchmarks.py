@@ -7,6 +7,7 @@ import sys
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from benchmarks import measure
 from keras_fa import layers
@@ -104,6 +105,25 @@ def test_a_step_is_that_of_train_on_batch():
         reference.train_on_batch(x, y)
     for mine, other in zip(model.get_weights(), reference.get_weights(), strict=True):
         np.testing.assert_allclose(mine, other, rtol=0, atol=1e-7)
+
+
+def test_operation_times_count_a_steps_operations(tmp_path):
+    workload = measure.Workload("mlp", (12,), 5, {"hidden_units": (4,)})
+    step = measure.step(workload.make("fa"), *workload.batch_of(), False)
+    step()
+    tf.profiler.experimental.start(str(tmp_path))
+    step()
+    step()
+    tf.profiler.experimental.stop()
+    rows = measure.operation_times(tmp_path, steps=2)
+    calls = {row["operation"]: row["calls"] for row in rows}
+    products = [n for kind, n in calls.items() if kind.endswith("MatMul")]
+    # Forward and the kernel gradient of both layers, the input gradient of the second.
+    assert sum(products) == 5, calls
+    assert sum(row["share"] for row in rows) == pytest.approx(1)
+    assert all(row["milliseconds"] > 0 for row in rows)
+    with pytest.raises(FileNotFoundError, match="No trace"):
+        measure.operation_times(tmp_path / "none", 1)
 
 
 def test_memory_says_what_makes_the_profiler_count():
