@@ -481,11 +481,30 @@ class ErrorAlignment(_Probe):
 
     `error_cosine/<layer>`: cos(delta_BP, delta_FA), section 5 of Song, Xu and Lafferty
     (2021): see `keras_fa.analysis.error_alignment`. Arguments and errors are those of
-    `GradientAlignment`.
+    `GradientAlignment`, and `per_example`, for the errors of all examples side by side
+    in place of their sum.
     """
 
+    def __init__(
+        self,
+        x,
+        y,
+        every=1,
+        unit="epoch",
+        loss=None,
+        prefix="",
+        quiet=False,
+        sample_weight=None,
+        loss_weights=None,
+        per_example=False,
+    ):
+        super().__init__(
+            x, y, every, unit, loss, prefix, quiet, sample_weight, loss_weights
+        )
+        self.per_example = per_example
+
     def _measure(self):
-        signals = self._compare.errors(self.x, self.y, sample_weight=self._weights)
+        signals = self._compare.errors(self.x, self.y, self.per_example, self._weights)
         return {f"error_cosine/{name}": s.cosine for name, s in signals.items()}
 
 

@@ -37,12 +37,16 @@ def test_keys_and_values_reach_the_history():
             callbacks.Conservation(),
             callbacks.GradientAlignment(X, Y),
             callbacks.ErrorAlignment(X, Y),
+            callbacks.ErrorAlignment(X, Y, per_example=True, prefix="each_"),
         ],
     )
     end = analysis.potentials(model)["dense_1"]
     terms = analysis.alignment_terms(model)["dense_2"]
     gradient = analysis.gradient_alignment(model, X, Y)
+    each = analysis.error_alignment(model, X, Y, per_example=True)["dense_1"]
     error = analysis.error_alignment(model, X, Y)["dense_1"]
+    assert each.cosine != pytest.approx(error.cosine, abs=1e-3)
+    assert history["each_error_cosine/dense_1"][-1] == pytest.approx(each.cosine)
     expected = {
         "alignment/dense_2": terms.cosine,
         "norm/dense_2": terms.true_norm,

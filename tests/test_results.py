@@ -33,6 +33,19 @@ def test_round_trip(tmp_path):
     assert np.isnan(frame["loss"][1])
 
 
+def test_a_field_that_came_later_changes_no_run_while_it_is_none(tmp_path):
+    before = {"seed": 1, "dataset": {"name": "digits"}}
+    later = {"seed": 1, "dataset": {"name": "digits", "exclude_classes": None}}
+    given = {"seed": 1, "dataset": {"name": "digits", "exclude_classes": (3,)}}
+    assert run_folder.identity(before) == run_folder.identity(later)
+    assert run_folder.identity(before) != run_folder.identity(given)
+    with RunFolder(tmp_path / "run", before) as folder:
+        folder.begin(-1)
+    run_folder.check(tmp_path / "run", later)
+    with pytest.raises(RunFolderError, match=r"dataset.exclude_classes.*\[3\] given"):
+        run_folder.check(tmp_path / "run", given)
+
+
 def test_another_configuration_is_refused_and_nothing_is_lost(tmp_path):
     with RunFolder(tmp_path, {"a": {"b": 1}, "c": 2}) as folder:
         folder.begin(-1)

@@ -24,7 +24,8 @@ def default_config():
         - `jit_compile`: XLA "on" or "off"; "auto" is what was measured to be the
           faster: off on a CPU, Keras's choice on a GPU.
         - `dataset`: `name`, and any other argument of `keras_fa.datasets.load`; None
-          leaves the argument out. A data set of one's own is a function of its
+          leaves the argument out. `exclude_classes` are never drawn: those that a
+          setting was tuned on. A data set of one's own is a function of its
           arguments, and of `seed` if it takes one, that returns
           `(x_train, y_train), (x_test, y_test)`.
         - `model`: `name` (mlp, lenet, resnet18, or a network of `keras.applications`
@@ -83,6 +84,7 @@ def default_config():
             "noise_over": placeholder(str),
             "num_classes": placeholder(int),
             "class_seed": placeholder(int),
+            "exclude_classes": placeholder(tuple),
             "standardize": placeholder(str),
         }
     )

@@ -4,6 +4,8 @@ import math
 import os
 import pathlib
 import platform
+import shutil
+import subprocess
 
 import keras
 import ml_collections
@@ -229,6 +231,8 @@ def _accuracy(folder):
 
 
 def _train(config, folder, strategy, progress, extra_callbacks):
+    # The code that this process has, whatever is checked out when the run ends.
+    commit = _commit()
     scope = distribution.get_strategy(strategy).scope()
     dataset = load(config)
     with scope:
@@ -291,7 +295,7 @@ def _train(config, folder, strategy, progress, extra_callbacks):
             "classes": dataset.classes and list(dataset.classes),
         },
         "strategy": strategy,
-        "environment": _environment(),
+        "environment": _environment(commit),
     }
 
 
@@ -317,7 +321,21 @@ def _set_determinism(config):
         _keras.set_op_determinism(False)
 
 
-def _environment():
+def _commit():
+    """The commit of the toolkit's code, in a checkout where git tells; else None."""
+    root = pathlib.Path(__file__).parents[2]
+    if not (root / ".git").exists() or shutil.which("git") is None:
+        return None
+    done = subprocess.run(
+        ["git", "-C", str(root), "describe", "--always", "--dirty"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.stdout.strip() or None
+
+
+def _environment(commit):
     devices = [device.name for device in tf.config.list_logical_devices()]
     return {
         "python": platform.python_version(),
@@ -326,6 +344,7 @@ def _environment():
         # Which kernels TensorFlow takes on a CPU: sums differ in their last digits.
         "onednn": os.environ.get("TF_ENABLE_ONEDNN_OPTS", "default"),
         "keras_fa": __version__,
+        "commit": commit,
         "keras": keras.__version__,
         "tensorflow": tf.__version__,
         "numpy": np.__version__,

@@ -377,7 +377,22 @@ def identity(value):
     Args:
         value: Nested dicts and lists that JSON can hold.
     """
-    return hashlib.sha256(to_json(value, sort_keys=True).encode()).hexdigest()
+    text = to_json(_without_later_fields(value), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+# Fields of sections that came later: None there is what a configuration without them
+# says, so that both are of one run.
+_LATER = (("dataset", "exclude_classes"),)
+
+
+def _without_later_fields(value):
+    for section, field in _LATER:
+        found = value.get(section) if isinstance(value, dict) else None
+        if isinstance(found, dict) and found.get(field, 0) is None:
+            kept = {key: item for key, item in found.items() if key != field}
+            value = {**value, section: kept}
+    return value
 
 
 def read_json(path, remedy):
@@ -432,8 +447,8 @@ def differences(stored, given, prefix=""):
         given: Nested dict, as JSON holds it.
         prefix: What to put before the names.
     """
-    former = stored
-    stored = in_present_form(stored)
+    former, given = _without_later_fields(stored), _without_later_fields(given)
+    stored = in_present_form(former)
     if stored is not former and "model" in given:
         given = {**given, "model": _without_former_default(given["model"])}
     return _differences(stored, given, prefix)
