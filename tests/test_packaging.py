@@ -109,7 +109,8 @@ def test_a_run_knows_its_versions_without_the_packages_metadata(monkeypatch):
         raise importlib.metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(importlib.metadata, "version", nothing)
-    environment = run._environment()
+    environment = run._environment("1a2b3c4")
+    assert environment["commit"] == "1a2b3c4"
     assert environment["keras_fa"] == keras_fa.__version__
     assert {"keras", "tensorflow", "numpy"} <= environment.keys()
 
