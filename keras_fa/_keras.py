@@ -385,6 +385,20 @@ def optimizer_of_call(layer):
     return getattr(layer._get_call_context().entry_layer, "optimizer", None)
 
 
+def decays(optimizer, variable):
+    """Whether an optimizer's weight decay, of whatever size, acts on a variable.
+
+    `exclude_from_weight_decay` is public, what it excluded is not.
+    """
+    from keras.src.backend.common.variables import AutocastScope
+
+    while isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        optimizer = optimizer.inner_optimizer
+    # Within a layer's call a variable reads as its cast, which no optimizer knows.
+    with AutocastScope(None):
+        return optimizer._use_weight_decay(variable)
+
+
 def keep_out_of_norm(optimizer, variables):
     """Has `global_clipnorm` leave the gradients of some variables out of its norm.
 

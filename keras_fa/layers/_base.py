@@ -233,12 +233,31 @@ class FeedbackMixin:
             kernel = gradients.learned(kernel, rule.learned(kernel, **stored))
         return kernel, *factors
 
+    def _check_decay(self, optimizer, kernel, stored):
+        # What the optimizer learns beside W is meant to shrink as W does.
+        learned = [variable for variable in stored.values() if variable.trainable]
+        decays = _keras.decays(optimizer, kernel)
+        other = [x.path for x in learned if _keras.decays(optimizer, x) is not decays]
+        if other:
+            acts, spares = [kernel.path], other
+            if not decays:
+                acts, spares = spares, acts
+            raise ValueError(
+                f"Under {self._rule!r} the optimizer's weight decay has to act on what "
+                "is learned beside a kernel as on the kernel. It acts on "
+                f"{', '.join(acts)}, but not on {', '.join(spares)}. Name all of them "
+                "in `exclude_from_weight_decay`, or none."
+            )
+
     def _read(self, index, kernel=None):
         """One reading of W, and of what is stored with it."""
         rule = self._rule_of(index)
         variable = getattr(self, self.maps[index].kernel)
         if _keras.in_training(self):
-            rule.check_training(_keras.optimizer_of_call(self), variable)
+            optimizer = _keras.optimizer_of_call(self)
+            rule.check_training(optimizer, variable)
+            if optimizer is not None and self._rule.learns:
+                self._check_decay(optimizer, variable, self._stored[index])
         if kernel is None:
             kernel = variable
         # W is read once, and B made from that reading. With a second reading of its
