@@ -10,6 +10,7 @@ import tensorflow as tf
 from keras import layers, ops
 
 from keras_fa import analysis, losses, models, registry, rules
+from keras_fa.analysis import _alignment
 from keras_fa.layers import (
     FeedbackConv2D,
     FeedbackDense,
@@ -157,6 +158,13 @@ def test_weight_alignment_is_the_cosine_of_kernel_and_backward_kernel(rule):
 def test_there_is_no_angle_to_zero():
     model = models.mlp((4,), 3, 2, rule="sign_fa", kernel_initializer="zeros")
     assert all(math.isnan(c) for c in analysis.weight_alignment(model).values())
+
+
+@pytest.mark.parametrize(("sign", "degrees"), [(1, 0), (-1, 180)])
+def test_an_angle_stands_a_cosine_that_rounding_made_more_than_one(sign, degrees):
+    one = _alignment.Alignment(sign * (1 + 1e-15), 1.0, 1.0)
+    assert abs(one.cosine) > 1
+    assert one.degrees == degrees
 
 
 def test_layers_that_send_nothing_back_have_no_alignment():

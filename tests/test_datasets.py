@@ -755,6 +755,14 @@ def test_whole_numbers_along_one_axis_are_class_ids(targets, classes):
     assert raw.y_train.dtype == ("int64" if classes else "float64")
 
 
+def test_targets_of_several_numbers_are_real_ones():
+    x, y = np.zeros((4, 2)), np.arange(24).reshape(4, 6)
+    raw = sources.RawData.from_arrays(((x, y), (x[:2], y[:2])))
+    np.testing.assert_array_equal(raw.y_train, y)
+    assert raw.y_train.dtype == "float64"
+    assert raw.y_test.shape == (2, 6)
+
+
 def test_linear_teacher_is_a_noiseless_linear_map():
     data = datasets.load(
         "linear_teacher",
