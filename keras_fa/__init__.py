@@ -1,13 +1,9 @@
 """Feedback alignment for Keras: layers, models and instruments."""
 
 import importlib
+import os
 
 __version__ = "0.1.0"
-
-from keras_fa import gradients, layers, models, optimizers, registry, rules
-from keras_fa.layers import forward_variables
-from keras_fa.models import convert, direct, to_stock
-from keras_fa.registry import register
 
 # Loaded on first use: they bring a library for data, figures or the laboratory.
 _LAZY = (
@@ -25,6 +21,18 @@ _LAZY = (
     "sweeps",
     "tuning",
 )
+# Where each other name is. They are loaded at once, so that Keras knows the layers of a
+# file that it loads, but for a process that only watches others: see trainers/_binary.
+_HOMES = {
+    **{name: name for name in ("gradients", "layers", "models", "optimizers", "rules")},
+    "registry": "registry",
+    "forward_variables": "layers",
+    "convert": "models",
+    "direct": "models",
+    "to_stock": "models",
+    "register": "registry",
+    "audit": "analysis",
+}
 
 __all__ = [
     "audit",
@@ -42,14 +50,20 @@ __all__ = [
     *_LAZY,
 ]
 
+if "KERAS_FA_WATCHES" not in os.environ:
+    from keras_fa import gradients, layers, models, optimizers, registry, rules
+    from keras_fa.layers import forward_variables
+    from keras_fa.models import convert, direct, to_stock
+    from keras_fa.registry import register
+
 
 def __dir__():
     return sorted({*globals(), *__all__})
 
 
 def __getattr__(name):
-    if name in _LAZY:
+    if name in _LAZY or name == _HOMES.get(name):
         return importlib.import_module(f"keras_fa.{name}")
-    if name == "audit":
-        return importlib.import_module("keras_fa.analysis").audit
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"keras_fa.{_HOMES[name]}"), name)
     raise AttributeError(f"module 'keras_fa' has no attribute {name!r}")

@@ -1,12 +1,14 @@
 """The configuration: typos and contradictions are refused with a hint."""
 
 import ast
+import inspect
 import json
 import pathlib
 
 import pytest
 from ml_collections import ConfigDict
 
+from keras_fa import config, optimizers
 from keras_fa.config import BY_LAYER, check, default_config, named
 from keras_fa.lab import plans
 from keras_fa.results import in_present_form
@@ -206,3 +208,9 @@ def test_numbers_of_an_optimizer_may_be_negative_where_its_own_are():
             "learning_rate_power": -0.25,
         }
     check(config)
+
+
+def test_the_defaults_of_sgd_are_those_of_its_class():
+    parameters = inspect.signature(optimizers.TorchSGD).parameters
+    for name, default in config._OF_SGD.items():
+        assert default is None or default == parameters[name].default

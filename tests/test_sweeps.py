@@ -4,6 +4,7 @@ import errno
 import io
 import itertools
 import json
+import math
 import multiprocessing
 import os
 import pathlib
@@ -880,3 +881,106 @@ def test_killed_and_shared_by_two_equals_undisturbed(tmp_path, begin):
     for name in cells:
         assert lines(shared / name) == lines(whole / name)
         assert [line["epoch"] for line in lines(whole / name)] == [*range(EPOCHS + 1)]
+
+
+def test_ten_thousand_cells_take_no_time():
+    axes = [
+        {"seed": list(range(250))},
+        {"rule": ["fa", "sign_fa", "ada_fa", "backprop"]},
+        {"optimizer.learning_rate": [0.1 * i + 0.01 for i in range(10)]},
+    ]
+    before = time.process_time()
+    cells = sweeps.cells(base(), axes)
+    assert time.process_time() - before < 0.5
+    assert len(cells) == 10_000
+    assert cells[-1].config == base(
+        seed=249, rule="backprop", optimizer=cells[-1].config.optimizer
+    )
+
+
+@pytest.mark.parametrize(
+    ("axes", "match"),
+    [
+        # Of many numbers those in the middle count too.
+        ([{"seed": [0, 1.5, 2]}], "config.seed takes int"),
+        ([{"optimizer.momentum": [0.0, 1.5, 0.5]}], r"momentum must be .* in \[0, 1\)"),
+        ([{"optimizer.learning_rate": [0.1, math.nan, 0.2]}], "finite number"),
+        ([{"optimizer.learning_rate": [0.1, -0.1, 0.2]}], "at least 0"),
+        # Each is right in itself.
+        (
+            [{"epochs": [4, 40]}, {"log_every": [4, 10], "checkpoint_every": [4, 10]}],
+            r"\(10\) must divide",
+        ),
+        (
+            [{"epochs": [10, 11, 12]}, {"log_every": [2], "checkpoint_every": [2]}],
+            r"\(2\) must divide",
+        ),
+        (
+            [
+                {"seed": [0, 1], "log_every": [1, 3], "checkpoint_every": [3, 3]},
+                {"epochs": [3, 4]},
+            ],
+            r"\(3\) must divide config.epochs \(4\)",
+        ),
+        (
+            [{"optimizer.name": ["sgd", "adam"]}, {"optimizer.momentum": [0.0, 0.9]}],
+            "momentum has no meaning for adam",
+        ),
+    ],
+)
+def test_a_cell_anywhere_in_the_grid_is_refused(axes, match):
+    with pytest.raises(ValueError, match=match):
+        sweeps.cells(base(), axes)
+
+
+_WATCHES = """
+import sys
+from trainers import sweep
+try:
+    sweep.main(["sweep.py", *sys.argv[1:]])
+finally:
+    print(sorted({"keras", "tensorflow", "pandas"} & sys.modules.keys()))
+"""
+
+
+def test_who_only_watches_loads_no_tensorflow(tmp_path):
+    grid = write_grid(tmp_path, [{"seed": [0, 1]}])
+    done = subprocess.run(
+        [
+            *(sys.executable, "-c", _WATCHES, f"--grid={grid}", "--dry-run"),
+            f"--workdir={tmp_path / 'runs'}",
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=_PATIENCE,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "2 cells; about 3 minutes left" in done.stdout
+    assert done.stdout.endswith("[]\n")
+
+
+@pytest.mark.long
+def test_who_only_watches_knows_the_optimizers_all_the_same(tmp_path):
+    grid = write_grid(tmp_path, [{"optimizer.name": ["adam"]}, {"seed": [0]}])
+    mistakes = (
+        "optimizer.beta_1=[1.5]",
+        "optimizer.beta=[0.5]",
+        "optimizer.name=['a']",
+    )
+    for axis, match in zip(
+        mistakes, ("in [0, 1)", "Unknown field", "Unknown optimizer"), strict=True
+    ):
+        done = subprocess.run(
+            [
+                *(sys.executable, "-c", _WATCHES, f"--grid={grid}", f"--axis={axis}"),
+                *(f"--workdir={tmp_path / 'runs'}", "--dry-run"),
+            ],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=_PATIENCE,
+        )
+        assert done.returncode == 1
+        assert match in done.stderr
+        assert done.stdout.endswith("[]\n")

@@ -38,7 +38,9 @@ class _Path(flags.ArgumentParser):
 PATH = _Path()
 
 
-def program(interrupted, parse=app.parse_flags_with_usage, command=False):
+def program(
+    interrupted, parse=app.parse_flags_with_usage, command=False, watches=False
+):
     """Decorator that makes a command-line program of a function.
 
     What the user can mend ends the program with a line and code 1; `--verbosity=1`
@@ -49,6 +51,8 @@ def program(interrupted, parse=app.parse_flags_with_usage, command=False):
         parse: Function of the command line that parses the flags and returns the rest.
         command: Whether the function takes the arguments behind the flags, a command
             of which this program is only the launcher: TensorFlow is not loaded.
+        watches: Whether it has others compute, and only watches them: TensorFlow, of
+            600 MB, is not loaded either.
 
     Returns:
         A decorator. The program takes a command line, by default that of the process.
@@ -65,7 +69,10 @@ def program(interrupted, parse=app.parse_flags_with_usage, command=False):
                 return body(argv[1:])
             if len(argv) > 1:
                 raise app.UsageError(f"Unexpected arguments: {' '.join(argv[1:])}")
-            load_tensorflow()
+            if watches:
+                _import_without_tensorflow()
+            else:
+                load_tensorflow()
             signal.signal(signal.SIGINT, signal.default_int_handler)
             return body()
 
@@ -93,6 +100,16 @@ def program(interrupted, parse=app.parse_flags_with_usage, command=False):
         return main
 
     return decorate
+
+
+def _import_without_tensorflow():
+    """Imports the toolkit, of which each room is then loaded when it is asked for."""
+    # Not for the processes that this one starts.
+    os.environ["KERAS_FA_WATCHES"] = "1"
+    try:
+        import keras_fa  # noqa: F401
+    finally:
+        del os.environ["KERAS_FA_WATCHES"]
 
 
 def _terminate(number, frame):

@@ -58,7 +58,7 @@ _DRY_RUN = flags.DEFINE_bool(
 flags.DEFINE_alias("dry-run", "dry_run")
 
 
-@_binary.program("The same command goes on where the cells are.")
+@_binary.program("The same command goes on where the cells are.", watches=True)
 def main():
     """Does what the flags say, then prints how the cells ended."""
     from keras_fa import sweeps

@@ -1,13 +1,18 @@
 """The fields of a run's configuration, their defaults, and the check against typos."""
 
+import functools
 import inspect
+import json
 import math
 import numbers
+import os
+import subprocess
+import sys
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import FieldReference, placeholder
 
-from keras_fa import optimizers, registry
+from keras_fa import registry
 
 
 def default_config():
@@ -124,6 +129,12 @@ def default_config():
     return config
 
 
+@functools.cache
+def _known():
+    """Every field, to be looked at only."""
+    return default_config()
+
+
 # Sections whose fields are the arguments of something else, which checks them itself.
 _OPEN = ("dataset", "model", "optimizer")
 # Fields that are a name or a section of a name and arguments.
@@ -195,9 +206,9 @@ def check(config):
     """
     if not isinstance(config, ConfigDict):
         config = ConfigDict(config)
-    _check_fields(config, default_config(), "")
+    _check_fields(config, _known(), "")
     _check_values(config.to_dict(), "config")
-    _check_kinds(config, default_config(), "")
+    _check_kinds(config, _known(), "")
     for field in ("epochs", "log_every", "checkpoint_every"):
         if config[field] is None or config[field] < 1:
             raise ValueError(f"config.{field} must be at least 1, not {config[field]}.")
@@ -319,12 +330,12 @@ def _check_kinds(config, known, prefix):
 
 def _check_optimizer(section):
     """Refuses arguments that neither the optimizer nor every optimizer has."""
-    try:
-        optimizer = optimizers.get(section.name)
-        takes = optimizers.arguments(optimizer)
-    except ValueError as error:
-        raise ValueError(f"config.optimizer: {error}") from error
-    known = [*default_config().optimizer, *takes]
+    fields = _known().optimizer
+    if section.name == "sgd" and all(key in fields for key in section):
+        takes = _OF_SGD
+    else:
+        takes = _arguments_of(section.name)
+    known = [*fields, *takes]
     for key in section:
         if key not in known:
             hint = registry.did_you_mean(key, known, "config.optimizer.{}")
@@ -333,18 +344,66 @@ def _check_optimizer(section):
                 f"{', '.join(sorted(set(known)))}."
             )
         # Fields of every configuration, which must be off where they mean nothing.
-        if key in default_config().optimizer and section[key]:
+        if key in fields and section[key]:
             if key in takes or key == "name" or section.name == "sgd":
                 continue
             raise ValueError(
                 f"config.optimizer.{key} has no meaning for {section.name}. Received: "
                 f"{section[key]!r}."
             )
-    defaults = inspect.signature(optimizer).parameters
-    for key in takes:
+    for key, default in takes.items():
         if key in section and key != "name":
-            default = defaults[key].default if key in defaults else None
             _check_argument(key, section[key], default)
+
+
+# What of `optimizers.TorchSGD` is a field of every configuration: no library is loaded
+# for the optimizer of most runs.
+_OF_SGD = {"name": None, "learning_rate": 0.01, "momentum": 0.0, "weight_decay": 0.0}
+
+
+def _arguments_of(optimizer):
+    """`{argument: default}` of what a name stands for; "" for what is not plain."""
+    if "keras" in sys.modules:
+        found = _inspected(optimizer)
+    else:
+        found = _inspected_elsewhere(optimizer)
+    if isinstance(found, str):
+        raise ValueError(f"config.optimizer: {found}")
+    return found
+
+
+def _inspected(optimizer):
+    """The arguments, or the text of what is wrong with the name."""
+    from keras_fa import optimizers
+
+    try:
+        found = optimizers.get(optimizer)
+    except ValueError as error:
+        return str(error)
+    defaults = {k: p.default for k, p in inspect.signature(found).parameters.items()}
+    plain = (int, float, str, type(None))
+    return {
+        key: default if isinstance(default := defaults.get(key), plain) else ""
+        for key in optimizers.arguments(found)
+    }
+
+
+@functools.cache
+def _inspected_elsewhere(optimizer):
+    """The same by a process that ends: this one is to stay without TensorFlow."""
+    code = (
+        "import json, sys; from keras_fa.lab import config; "
+        "print(json.dumps(config._inspected(sys.argv[1])))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(optimizer)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        return done.stderr.strip().splitlines()[-1]
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def _check_argument(key, value, default):

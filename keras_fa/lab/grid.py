@@ -1,5 +1,6 @@
 """The cells of a grid: their names, configurations and state on the disk."""
 
+import collections
 import dataclasses
 import itertools
 import pathlib
@@ -26,12 +27,17 @@ class Cell:
     Attributes:
         name: Its settings, and the name of its run folder.
         settings: `{field: value}` of the fields that the grid varies.
-        config: Its whole configuration, a `ConfigDict`.
+        base: `ConfigDict` that all cells of the grid change.
     """
 
     name: str
     settings: dict
-    config: ConfigDict
+    base: ConfigDict
+
+    @property
+    def config(self):
+        """Its whole configuration, a `ConfigDict`, made anew at each look."""
+        return plans.changed(self.base, self.settings)
 
 
 def cells(base, axes, named_by=()):
@@ -79,18 +85,29 @@ def cells(base, axes, named_by=()):
         for named in _naming(axis, whole.get(next(iter(axis)), axis))
     ]
     labels = _labels([field for field, _ in naming])
+    beside = {
+        field: (label, values)
+        for label, (field, values) in zip(labels, naming, strict=True)
+    }
+    # Each row of each axis is looked at once, not once for each of its cells.
+    columns = [[dict(zip(a, row, strict=True)) for row in _rows(a)] for a in axes]
+    _check(base, columns)
+    parts = [
+        [
+            (row, [f"{beside[k][0]}={_text(row[k], beside[k][1])}" for k in shown])
+            for row in rows
+        ]
+        for axis, rows in zip(axes, columns, strict=True)
+        for shown in [[field for field in axis if field in beside]]
+    ]
+    base = base.copy_and_resolve_references()
     found = []
-    for rows in itertools.product(*(range(len(next(iter(a.values())))) for a in axes)):
-        settings = {
-            field: values[row]
-            for axis, row in zip(axes, rows, strict=True)
-            for field, values in axis.items()
-        }
-        name = ",".join(
-            f"{label}={_text(settings[field], values)}"
-            for label, (field, values) in zip(labels, naming, strict=True)
-        )
-        found.append(Cell(name, settings, _with(base, settings)))
+    for chosen in itertools.product(*parts):
+        settings, texts = {}, []
+        for row, text in chosen:
+            settings |= row
+            texts += text
+        found.append(Cell(",".join(texts), settings, base))
     names = [cell.name for cell in found]
     longest = max(names, key=lambda name: len(name.encode()))
     size = len(longest.encode())
@@ -100,10 +117,60 @@ def cells(base, axes, named_by=()):
             f"may have {_LONGEST_NAME}. Let the first field of each axis "
             "be one with short values: it names the cells."
         )
-    twice = sorted({name for name in names if names.count(name) > 1})
+    twice = sorted(name for name, n in collections.Counter(names).items() if n > 1)
     if twice:
         raise ValueError(f"More than one cell is called {twice[0]!r}.")
     return found
+
+
+def _rows(axis):
+    return zip(*axis.values(), strict=True)
+
+
+# Fields of one group are checked against each other, a section's among themselves.
+_GROUPS = {"log_every": "epochs", "checkpoint_every": "epochs"}
+
+
+def _check(base, columns):
+    """Refuses axes of which some cell could not run, without a look at every cell.
+
+    What a configuration may not be says something of one group of fields each time. So
+    the axes that share no group are tried one after the other, beside the first rows of
+    the others: a sum of their lengths, not the product.
+    """
+    groups = []
+    for rows in columns:
+        fields = {
+            _GROUPS.get(word, word) for f in rows[0] for word in [f.split(".")[0]]
+        }
+        joined = [group for group in groups if group[0] & fields]
+        groups = [group for group in groups if group not in joined]
+        fields = fields.union(*(group[0] for group in joined))
+        together = [axis for group in joined for axis in group[1]]
+        groups.append((fields, [*together, rows]))
+    first = {k: v for rows in columns for k, v in rows[0].items()}
+    _try(base, first)
+    for fields, axes in groups:
+        for chosen in itertools.product(*(_telling(fields, rows) for rows in axes)):
+            settings = {k: v for row in chosen for k, v in row.items()}
+            _try(base, {k: settings.get(k, v) for k, v in first.items()})
+
+
+def _telling(fields, rows):
+    """The rows of an axis that stand for all of them."""
+    (field, first), *others = rows[0].items()
+    values = [row[field] for row in rows]
+    # Of seeds, and any number that is not to divide another, an interval is asked.
+    is_asked = "." in field or (fields == {field} and field != "epochs")
+    if others or not is_asked or type(first) not in (int, float):
+        return rows
+    if any(type(value) is not type(first) or value != value for value in values):
+        return rows
+    return [{field: min(values)}, {field: max(values)}]
+
+
+def _try(base, settings):
+    configuration.check(plans.changed(base, settings))
 
 
 def narrow(axes, field, values):
@@ -171,12 +238,6 @@ def _text(value, beside=()):
         return "x".join(map(_text, value)) or "none"
     text = "none" if value is None else str(value)
     return re.sub(r"[^-+.\w()]", "_", text)
-
-
-def _with(base, settings):
-    config = plans.changed(base, settings)
-    configuration.check(config)
-    return config
 
 
 def status(cell, workdir):

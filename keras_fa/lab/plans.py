@@ -12,7 +12,6 @@ import traceback
 
 from ml_collections import ConfigDict
 
-from keras_fa import models
 from keras_fa.lab.config import BY_LAYER, NAMED, named, set_value
 from keras_fa.registry import did_you_mean
 
@@ -285,6 +284,8 @@ def override(config, fields):
     Raises:
         ValueError: As for `set_field`, and if the model's name is unknown.
     """
+    from keras_fa import models
+
     foreign = []
     if fields.get("model.name", config.model.name) != config.model.name:
         name = fields["model.name"]

@@ -16,7 +16,7 @@ import traceback
 
 from keras_fa import registry
 from keras_fa.lab import run_folder
-from keras_fa.lab.grid import ENDED, FAILED, INTERRUPTED, OPEN, Cell, fail, status
+from keras_fa.lab.grid import ENDED, FAILED, INTERRUPTED, OPEN, fail, status
 
 # Folder of what the workers of a sweep print, in its own.
 LOGS = "logs"
@@ -76,7 +76,7 @@ class _Worker:
 
     def give(self, cell):
         self.cell, self.done, self.since = cell, self.done + 1, time.monotonic()
-        self._pipe.send((cell.name, cell.settings, cell.config))
+        self._pipe.send(cell)
 
     def answer(self):
         """What came of the cell: "done", "busy" or a `Mishap`; None while it runs."""
@@ -272,8 +272,7 @@ def _work(pipe, workdir, threads, modules, names):
 
     with contextlib.suppress(EOFError):
         while True:
-            name, settings, config = pipe.recv()
-            cell = Cell(name, settings, config)
+            cell = pipe.recv()
             try:
                 answer = _run_cell(run, cell, workdir)
             except KeyboardInterrupt:
