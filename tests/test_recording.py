@@ -101,6 +101,27 @@ def test_checkpoints_come_at_their_epochs_and_at_the_end(tmp_path):
     assert not made.diverged
 
 
+def test_checkpoints_come_no_sooner_than_asked(tmp_path, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(recording.time, "monotonic", lambda: clock[0])
+    with run_folder.RunFolder(tmp_path, {}) as folder:
+        made = recorder(
+            folder, epochs=20, checkpoint_every=2, checkpoint_every_seconds=60.0
+        )
+        made.on_train_begin()
+        for period in range(10):
+            made.on_epoch_begin(period)
+            # The first is as far from the beginning as the next from it.
+            clock[0] += 25.0
+            made.on_epoch_end(period, {"loss": 1.0})
+            if made.checkpoints.saved == [6, 12] and period == 6:
+                made.ends_next = True
+                with pytest.raises(KeyboardInterrupt):
+                    made.on_epoch_end(period + 1, {"loss": 1.0})
+                made.ends_next = False
+    assert made.checkpoints.saved == [6, 12, 16, 20]
+
+
 @pytest.mark.parametrize("loss", [math.nan, math.inf])
 def test_a_diverged_epoch_is_logged_but_not_kept(tmp_path, loss):
     with run_folder.RunFolder(tmp_path, {}) as folder:

@@ -1,6 +1,7 @@
 """The run folder: whole files, one owner, torn lines, other configurations."""
 
 import errno
+import hashlib
 import json
 import os
 import subprocess
@@ -384,3 +385,28 @@ def test_a_file_system_without_locks_is_said_at_once(tmp_path, monkeypatch, numb
     with pytest.raises(RunFolderError, match=os.strerror(number)) as found:
         RunFolder(tmp_path / "run", {}).__enter__()
     assert not isinstance(found.value, RunFolderBusyError)
+
+
+def test_a_field_that_came_later_changes_nothing_at_its_default(tmp_path):
+    now = {"epochs": 3, "checkpoint_every": 1, "checkpoint_every_seconds": 0.0}
+    before = {"epochs": 3, "checkpoint_every": 1}
+    # That of a run before there was the field, by its first version's own words.
+    text = json.dumps(before, sort_keys=True)
+    assert run_folder.identity(now) == hashlib.sha256(text.encode()).hexdigest()
+    assert run_folder.identity({**now, "checkpoint_every_seconds": 60.0}) not in (
+        run_folder.identity(now),
+        run_folder.identity(before),
+    )
+    path = tmp_path / "run"
+    with RunFolder(path, before) as folder:
+        folder.begin(-1)
+        state = folder.get_state()
+        folder.log({"epoch": 0})
+    with RunFolder(path, now) as folder:
+        folder.begin(0)
+        assert folder.get_state()["config"] == state["config"]
+        folder.finish({"status": "finished"})
+    assert run_folder.read_summary(path) == {"status": "finished"}
+    assert run_folder.read_config(path) == now
+    with pytest.raises(RunFolderError, match=r"checkpoint_every_seconds: .*, 60.0 given"):
+        RunFolder(path, {**now, "checkpoint_every_seconds": 60.0}).__enter__()

@@ -64,6 +64,9 @@ def default_config():
         - `drop_last`: Whether to leave out a last partial batch.
         - `log_every`: Epochs between two log lines; divides `epochs`.
         - `checkpoint_every`: Epochs between two checkpoints; a multiple of `log_every`.
+        - `checkpoint_every_seconds`: Least time between two checkpoints; those that
+          come sooner are left out, but for the last. 0 leaves none out. On a cluster,
+          whose file systems answer slowly, 60 or more.
         - `instruments`: What each log line measures besides losses, on or off:
           `weight_alignment`; `layer_terms`, its norms and inner products;
           `conservation`; `ledger`, which accounts for every step and makes training
@@ -112,6 +115,7 @@ def default_config():
     config.drop_last = False
     config.log_every = 1
     config.checkpoint_every = 1
+    config.checkpoint_every_seconds = 0.0
     config.instruments = ConfigDict(
         {
             "weight_alignment": True,
@@ -251,6 +255,7 @@ def _check_numbers(config):
     """Refuses numbers that no run could use."""
     rules = {
         "seed": (config.seed, 0, math.inf),
+        "checkpoint_every_seconds": (config.checkpoint_every_seconds, 0, math.inf),
         "batch_size": (config.batch_size, 1, math.inf),
         "instruments.probe_size": (config.instruments.probe_size, 1, math.inf),
         "optimizer.weight_decay_epochs": (

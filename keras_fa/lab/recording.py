@@ -97,6 +97,7 @@ class Recorder(keras.callbacks.Callback):
         self.ends_next = False
         self._periods = []
         self._trained = None
+        self._saved = -math.inf
 
     def get_state(self):
         """The time that the run has taken."""
@@ -114,6 +115,7 @@ class Recorder(keras.callbacks.Callback):
         )
 
     def on_train_begin(self, logs=None):
+        self._saved = time.monotonic()
         if self._folder.writes and not run_folder.read_metrics(self._folder.path):
             readings = {}
             for instrument in self._instruments:
@@ -140,16 +142,20 @@ class Recorder(keras.callbacks.Callback):
         if not math.isfinite(logs["loss"]):
             self.diverged = True
             self.model.stop_training = True
-        elif (
-            epochs % self._config.checkpoint_every == 0
-            or epochs == self._config.epochs
-            or self.ends_next
-        ):
+        elif self._is_due(epochs) or epochs == self._config.epochs or self.ends_next:
             self._folder.sync()
             if self._folder.writes:
                 self.checkpoints.save(epochs)
+            self._saved = time.monotonic()
         if self.ends_next:
             raise KeyboardInterrupt("SIGTERM")
+
+    def _is_due(self, epochs):
+        """Whether a checkpoint is due after so many epochs."""
+        if epochs % self._config.checkpoint_every:
+            return False
+        waited = time.monotonic() - self._saved
+        return waited >= self._config.checkpoint_every_seconds
 
     def seconds_per_step(self):
         """Median over the periods of this process, its first one (tracing) left out."""

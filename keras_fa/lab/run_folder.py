@@ -374,6 +374,9 @@ def check(path, config):
 def identity(value):
     """A text that two values, configurations say, share only if they are the same.
 
+    A field that earlier versions did not have counts only where it is not at its
+    default: what they stored keeps its identity.
+
     Args:
         value: Nested dicts and lists that JSON can hold.
     """
@@ -381,17 +384,17 @@ def identity(value):
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-# Fields of sections that came later: None there is what a configuration without them
-# says, so that both are of one run.
-_LATER = (("dataset", "exclude_classes"),)
+# Fields that came later, those of sections first: the default there is what a
+# configuration without them says, so that both are of one run.
+_LATER = (("dataset", "exclude_classes", None), ("checkpoint_every_seconds", 0.0))
 
 
 def _without_later_fields(value):
-    for section, field in _LATER:
-        found = value.get(section) if isinstance(value, dict) else None
-        if isinstance(found, dict) and found.get(field, 0) is None:
+    for *section, field, default in _LATER:
+        found = value.get(section[0]) if section and isinstance(value, dict) else value
+        if isinstance(found, dict) and field in found and found[field] == default:
             kept = {key: item for key, item in found.items() if key != field}
-            value = {**value, section: kept}
+            value = {**value, section[0]: kept} if section else kept
     return value
 
 
@@ -580,7 +583,10 @@ def read_config(path):
         RunFolderError: If there is no run in the folder, or it is damaged.
     """
     _checked(path)
-    return in_present_form(_stored_config(pathlib.Path(path)))
+    config = in_present_form(_stored_config(pathlib.Path(path)))
+    if "checkpoint_every" in config:
+        config.setdefault("checkpoint_every_seconds", 0.0)
+    return config
 
 
 def _stored_config(path):
