@@ -408,5 +408,5 @@ def test_a_field_that_came_later_changes_nothing_at_its_default(tmp_path):
         folder.finish({"status": "finished"})
     assert run_folder.read_summary(path) == {"status": "finished"}
     assert run_folder.read_config(path) == now
-    with pytest.raises(RunFolderError, match=r"checkpoint_every_seconds: .*, 60.0 given"):
+    with pytest.raises(RunFolderError, match=r"_seconds: .*, 60.0 given"):
         RunFolder(path, {**now, "checkpoint_every_seconds": 60.0}).__enter__()
