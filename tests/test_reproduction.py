@@ -5,6 +5,7 @@ import math
 import pathlib
 import re
 import runpy
+import shutil
 import subprocess
 import sys
 import types
@@ -15,7 +16,7 @@ import pytest
 
 from keras_fa import analysis, papers, sweeps
 from keras_fa.analysis._alignment import Alignment
-from keras_fa.lab import plans, run_folder
+from keras_fa.lab import plans, records, run_folder
 from keras_fa.papers import (
     akrout,
     audits,
@@ -175,6 +176,56 @@ def test_table3_and_its_checks(tmp_path):
     assert len(verdicts) == 3 and all(verdicts.values())
 
 
+def test_recorded_cells_count_when_their_folders_are_gone(tmp_path):
+    axes = [
+        {"seed": [0, 1]},
+        {"model.hidden_units": [(15,)]},
+        {"rule": ["fa", "sign_fa"]},
+    ]
+    root, file = tmp_path / "runs", tmp_path / "cells" / "table3.jsonl"
+    cells = table3_runs(root, axes, lambda cell: 0.1 + cell.config.seed)
+    assert records.without_recorded(cells, file) == cells
+    folders = {cell.name: root / cell.name for cell in cells}
+    open_one = folders.pop(cells[-1].name)
+    (open_one / "summary.json").rename(tmp_path / "aside.json")
+    whole = section()
+    noisy_mnist.table3(whole, papers.read_runs(root), tmp_path)
+    # The one that is not over stays out, and comes in once it is.
+    folders[cells[-1].name] = open_one
+    measures = papers.measures("table3")
+    names = [cell.name for cell in cells]
+    assert records.add(file, folders, measures) == names[:-1]
+    assert records.add(file, folders, measures) == []
+    assert [c.name for c in records.without_recorded(cells, file)] == names[-1:]
+    runs = papers.read_runs(root, file)
+    assert len(runs) == 3 and all(run.record is None for run in runs)
+    shutil.rmtree(root)
+    runs = papers.read_runs(root, file)
+    assert len(runs) == 3 and runs[0].log["epoch"].tolist() == [0, 5]
+    told = section()
+    noisy_mnist.table3(told, runs, tmp_path)
+    pd.testing.assert_frame_equal(told.data["table3.csv"], whole.data["table3.csv"])
+    # Another configuration of the same name is another cell.
+    changed = sweeps.cells(grid("table3")[0], [*axes, {"epochs": [5]}])
+    assert len(records.without_recorded(changed, file)) == len(cells)
+    file.write_text(file.read_text() + "torn\n")
+    with pytest.raises(run_folder.RunFolderError, match="Line 4"):
+        records.read(file)
+
+
+def test_a_record_keeps_the_first_and_the_last_line_and_its_measures(tmp_path):
+    config, _ = grid("table1")
+    (cell,) = sweeps.cells(config, [{"seed": [0]}])
+    accuracy = np.sin(np.arange(501) / 100)
+    lines = [{"epoch": e, "val_accuracy": v} for e, v in enumerate(accuracy)]
+    folder = leave(cell, tmp_path, lines)
+    one = records.record(folder, cell.name, papers.measures("table1"))
+    assert len(one["log"]["epoch"]) == 41
+    assert one["log"]["epoch"][0] == 0 and one["log"]["epoch"][-1] == 500
+    assert one["measures"]["best_accuracy"] == accuracy.max()
+    assert one["measures"]["late_accuracy"] == pytest.approx(accuracy[-20:].mean())
+
+
 def test_alignment_checks_know_what_is_missing(tmp_path):
     axes = [
         {"seed": [0]},
@@ -324,7 +375,7 @@ def test_the_command_line(tmp_path):
 
     done = reproduce("--experiment=all", f"--results={tmp_path / 'results'}")
     assert done.returncode == 0, done.stderr
-    assert "table3 (RK24, table 3): 2 runs, 58 cells missing" in done.stdout
+    assert "table3 (RK24, table 3): 2 runs, 238 cells missing" in done.stdout
     text = (tmp_path / "results" / "report.html").read_text()
     assert "seed=2,hidden_units=200,rule=backprop" in text
     assert len(pd.read_csv(tmp_path / "results" / "table3.csv")) == 2

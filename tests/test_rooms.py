@@ -83,6 +83,7 @@ ROOMS = (
     "lab.pool",
     "lab.progress",
     "lab.sweep",
+    "lab.records",
     "lab.tuning",
     "config",
     "experiment",

@@ -767,7 +767,8 @@ def test_help_says_what_every_flag_is_for():
     assert "Runs a grid of experiments in a pool of processes." in done.stdout
     flags = re.findall(r"^  --(?:\[no\])?(\w+): (\w*)", done.stdout, re.MULTILINE)
     assert dict(flags).keys() == {
-        *("grid", "workdir", "axis", "jobs", "cell_minutes", "retry", "dry_run"),
+        *("grid", "workdir", "axis", "jobs", "cell_minutes", "cells"),
+        *("retry", "dry_run"),
     }
     assert all(text for _, text in flags)
 

@@ -3,8 +3,9 @@ r"""Makes the papers' tables and figures from the finished runs of sweeps.
 Example:
     keras-fa reproduce --experiment=all --runs=runs --results=results
 
-Nothing is trained. Where cells of a grid are missing, the tables are made of those that
-are there, and the report names the others.
+Nothing is trained. Finished runs are recorded in files that a repository can hold, and
+count from there when their folders are gone. Where cells of a grid are missing, the
+tables are made of those that are there, and the report names the others.
 """
 
 import ast
@@ -32,6 +33,14 @@ _RUNS = flags.DEFINE(
     "runs",
     "runs",
     "Folder with one folder of run folders for each grid.",
+)
+_CELLS = flags.DEFINE(
+    _binary.PATH,
+    "cells",
+    None,
+    "Folder of the files of finished cells, one for each grid: runs that stand there "
+    "count as those in --runs, and those in --runs are added. By default the folder "
+    "cells in --results.",
 )
 _RESULTS = flags.DEFINE(
     _binary.PATH,
@@ -95,7 +104,7 @@ def _names(experiments):
 def _section(name, experiment, folder):
     """The section of one experiment, from the runs that are there."""
     from keras_fa import papers, sweeps
-    from keras_fa.lab import plans
+    from keras_fa.lab import plans, records, run_folder
     from keras_fa.papers import printed
 
     path = plans.find("grid", experiment.grid)
@@ -103,16 +112,20 @@ def _section(name, experiment, folder):
     grid = plans.read_plan("grid", path)
     base = grid["config"]
     runs = _RUNS.value / experiment.grid
+    recorded = (_CELLS.value or _RESULTS.value / "cells") / f"{experiment.grid}.jsonl"
+    folders = {
+        str(path.relative_to(runs)): path for path in run_folder.finished_runs(runs)
+    }
+    records.add(recorded, folders, papers.measures(experiment.grid))
     missing = {}
-    for cell in sweeps.cells(base, grid["axes"]):
-        state = sweeps.status(cell, runs)
-        if state != sweeps.FINISHED:
-            missing[cell.name] = state
+    cells = sweeps.cells(base, grid["axes"])
+    for cell in records.without_recorded(cells, recorded, (sweeps.FINISHED,)):
+        missing[cell.name] = sweeps.status(cell, runs)
     section = papers.Section(
         name,
         experiment.title,
         experiment.source,
-        runs=papers.read_runs(runs),
+        runs=papers.read_runs(runs, recorded),
         missing=missing,
         remarks=printed.REMARKS.get(name, "").strip(),
         config=str(base),
@@ -122,8 +135,28 @@ def _section(name, experiment, folder):
     if section.runs:
         for part in experiment.parts:
             part(section, section.runs, folder / "figures")
+    if not section.tables:
+        _earlier(section, experiment, folder)
     section.figures = {k: v for k, v in section.figures.items() if v is not None}
     return section
+
+
+# Longer ones are for programs.
+_ROWS = 60
+
+
+def _earlier(section, experiment, folder):
+    """Shows what was made of runs whose folders and records are gone."""
+    import pandas as pd
+
+    for file in experiment.stored:
+        if (folder / file).exists():
+            table = pd.read_csv(folder / file)
+            rows = f", the first {_ROWS} of {len(table)} rows"
+            section.tables[
+                f"{file}{rows if len(table) > _ROWS else ''}: made earlier, of runs "
+                "that are neither in --runs nor recorded."
+            ] = table.head(_ROWS).round(4)
 
 
 def _command(text):

@@ -11,6 +11,7 @@ import ast
 import contextlib
 import re
 import sys
+import threading
 
 import _binary
 from absl import flags
@@ -47,6 +48,14 @@ _CELL_MINUTES = flags.DEFINE_float(
     "Without it a cell that hangs is waited for.",
     lower_bound=0.01,
 )
+_CELLS = flags.DEFINE(
+    _binary.PATH,
+    "cells",
+    None,
+    "File of finished cells, such as results/cells/table3.jsonl: what stands there is "
+    "not run again, and what finishes is added, with its last log line, its commit and "
+    "a part of its log.",
+)
 _RETRY = flags.DEFINE_bool(
     "retry", False, "Whether to take up cells that failed or diverged before."
 )
@@ -73,6 +82,10 @@ def main():
         axes = sweeps.narrow(axes, *_parse_axis(text))
     cells = sweeps.cells(grid["config"], axes, named_by=grid["axes"])
     seconds = grid["seconds_per_cell"]
+    if _CELLS.value is not None:
+        cells = _not_recorded(cells, console)
+        if not cells:
+            return
     if _DRY_RUN.value:
         _list(cells, workdir, seconds, console)
         return
@@ -82,7 +95,8 @@ def main():
             with contextlib.suppress(run_folder.RunFolderBusyError):
                 sweeps.clear(cell, workdir)
     limit = None if _CELL_MINUTES.value is None else 60 * _CELL_MINUTES.value
-    states = sweeps.run(cells, workdir, _JOBS.value, seconds, console, limit)
+    with _recorded(cells, workdir, plans.find("grid", _GRID.value).stem):
+        states = sweeps.run(cells, workdir, _JOBS.value, seconds, console, limit)
     counts = {state: list(states.values()).count(state) for state in states.values()}
     console.print(", ".join(f"{count} {state}" for state, count in counts.items()))
     for cell in cells:
@@ -95,6 +109,45 @@ def main():
             "error: not all cells finished; --retry takes them up again, and the same "
             "command what was left open."
         )
+
+
+def _not_recorded(cells, console):
+    """The cells that do not stand in the file of --cells."""
+    from keras_fa import sweeps
+    from keras_fa.lab import records
+
+    counting = (sweeps.FINISHED,) if _RETRY.value else sweeps.ENDED
+    left = records.without_recorded(cells, _CELLS.value, counting)
+    if stand := len(cells) - len(left):
+        console.print(f"{stand} of {len(cells)} cells stand in {_CELLS.value}")
+    return left
+
+
+@contextlib.contextmanager
+def _recorded(cells, workdir, name):
+    """Adds cells that are over to the file of --cells, once a minute and at the end."""
+    if _CELLS.value is None:
+        yield
+        return
+    from keras_fa import papers
+    from keras_fa.lab import records
+
+    folders = {cell.name: workdir / cell.name for cell in cells}
+    measures = papers.measures(name)
+    over = threading.Event()
+
+    def add():
+        while not over.wait(60):
+            records.add(_CELLS.value, folders, measures)
+
+    thread = threading.Thread(target=add, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+        records.add(_CELLS.value, folders, measures)
 
 
 def _parse_axis(text):

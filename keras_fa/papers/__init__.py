@@ -7,7 +7,7 @@ HTML file of it all; every other module makes the tables and figures of one sett
 from keras_fa._extras import extra
 
 with extra("papers"):
-    from keras_fa.papers.experiments import EXPERIMENTS, Experiment
+    from keras_fa.papers.experiments import EXPERIMENTS, Experiment, measures
     from keras_fa.papers.sections import Run, Section, read_runs
 
-__all__ = ["EXPERIMENTS", "Experiment", "Run", "Section", "read_runs"]
+__all__ = ["EXPERIMENTS", "Experiment", "Run", "Section", "measures", "read_runs"]

@@ -20,6 +20,10 @@ def audits(section, runs, folder, expected=None):
         expected: `{label of a rule: whether its depth learns}`, the source's; or None.
     """
     rows, layers, verdicts = [], [], {}
+    # What only stands in a record has no weights to audit.
+    runs = [run for run in runs if run.record is None]
+    if not runs:
+        return
     for run in runs:
         network, rule, frozen, seed = _facts(run)
         baselines = [] if frozen else _baselines(run, runs)

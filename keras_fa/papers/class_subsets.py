@@ -14,6 +14,16 @@ from keras_fa.papers.sections import (
 )
 
 
+def best_accuracy(log):
+    """Test accuracy after the best epoch, which some papers' tools report."""
+    return log["val_accuracy"].max()
+
+
+def late_accuracy(log):
+    """Mean test accuracy over the last 20 log lines."""
+    return log["val_accuracy"].iloc[-20:].mean()
+
+
 def accuracies(section, runs, folder, number):
     """Final test accuracy by number of classes and method: tables 1 and 2."""
     rows = pd.DataFrame(

@@ -25,12 +25,22 @@ class Experiment:
         title: For people.
         source: Where it is in which paper.
         parts: Functions of (section, runs, folder of the figures).
+        measures: Functions of a run's log whose numbers a record of the run keeps.
+        stored: CSV files to show where no run is left.
     """
 
     grid: str
     title: str
     source: str
     parts: tuple
+    measures: tuple = ()
+    stored: tuple = ()
+
+
+def measures(grid):
+    """What the experiments of a grid measure on whole logs: see `records.record`."""
+    chosen = [e.measures for e in EXPERIMENTS.values() if e.grid == grid]
+    return tuple(dict.fromkeys(f for some in chosen for f in some))
 
 
 def _with(function, *arguments):
@@ -46,6 +56,7 @@ EXPERIMENTS = {
         "Noisy MNIST: how well the law is conserved",
         "RK24, table 3",
         (noisy_mnist.table3,),
+        (noisy_mnist.deviation, noisy_mnist.own_law),
     ),
     "fig2": Experiment(
         "table3",
@@ -54,7 +65,11 @@ EXPERIMENTS = {
         (noisy_mnist.figure2,),
     ),
     "fig3": Experiment(
-        "table3", "Noisy MNIST: alignment", "RK24, figure 3", (noisy_mnist.figure3,)
+        "table3",
+        "Noisy MNIST: alignment",
+        "RK24, figure 3",
+        (noisy_mnist.figure3,),
+        (noisy_mnist.above_bound,),
     ),
     "fig4": Experiment(
         "table3",
@@ -67,12 +82,14 @@ EXPERIMENTS = {
         "LeNet on CIFAR-100 subsets",
         "RK24, table 1",
         (_with(class_subsets.accuracies, 1),),
+        (class_subsets.best_accuracy, class_subsets.late_accuracy),
     ),
     "table1_tuning": Experiment(
         "table1_tuning",
         "LeNet: learning rate and weight decay on other classes",
         "RK24, appendix A",
         (class_subsets.tuning,),
+        stored=("table1_tuning.csv",),
     ),
     "fig5": Experiment(
         "table1",
@@ -97,36 +114,42 @@ EXPERIMENTS = {
         "ResNet-18 on Tiny-ImageNet subsets",
         "RK24, table 2",
         (_with(class_subsets.accuracies, 2),),
+        (class_subsets.best_accuracy, class_subsets.late_accuracy),
     ),
     "convergence": Experiment(
         "convergence",
         "Convergence on separable and nearly orthogonal data",
         "RK24, theorem 5.1, proposition 5.7, lemma 5.4",
         (convergence.convergence,),
+        stored=("convergence.csv",),
     ),
     "rk23": Experiment(
         "rk23",
         "Linear and ReLU networks on a linear map",
         "RK23, figures 1 and 2",
         (linear_map.linear_map,),
+        stored=("rk23.csv",),
     ),
     "minimum_norm": Experiment(
         "minimum_norm",
         "The minimum-norm solution",
         "RK23, theorem 5.2 and section 6",
         (linear_map.minimum_norm,),
+        stored=("minimum_norm.csv",),
     ),
     "song_synthetic": Experiment(
         "song_synthetic",
         "A penalty makes wide networks align",
         "S21, figure 2",
         (song.song_synthetic,),
+        stored=("song_synthetic.csv",),
     ),
     "song_cutoff": Experiment(
         "song_cutoff",
         "A penalty that is cut off",
         "S21, theorem 4.6",
         (song.song_cutoff,),
+        stored=("song_cutoff.csv",),
     ),
     "song_mnist": Experiment(
         "song_mnist",
@@ -163,12 +186,14 @@ EXPERIMENTS = {
         "Does the depth of a residual MLP learn?",
         "arXiv 2606.21126, with ten classes of CIFAR-100 for CIFAR-10",
         (_with(audits.audits, printed.AUDIT),),
+        stored=("audit.csv",),
     ),
     "small_networks": Experiment(
         "small_networks",
         "Does the depth of a small MobileNetV2 and a small ViT learn?",
         "none",
         (audits.audits,),
+        stored=("small_networks.csv",),
     ),
     "precision": Experiment(
         "precision",

@@ -14,24 +14,38 @@ from keras_fa.papers.sections import (
 )
 
 
-def _paper_potential(run):
+def _paper_potential(log):
     """<W2, B2> - 1/2 |W1|^2, the papers' form for every method, GD included."""
-    return run.log["inner/dense_2"] - 0.5 * run.log["norm/dense_1"] ** 2
+    return log["inner/dense_2"] - 0.5 * log["norm/dense_1"] ** 2
+
+
+def deviation(log):
+    """Mean absolute deviation of the paper's potential over its start from 1."""
+    phi = _paper_potential(log)
+    return (phi / phi.iloc[0] - 1).abs().mean()
+
+
+def own_law(log):
+    """The same of the potential that the method conserves."""
+    own = log["potential/dense_1"]
+    return (own / own.iloc[0] - 1).abs().mean()
+
+
+def above_bound(log):
+    """The smallest distance of cos(W2, B2) from 1/sqrt(n) over the run."""
+    return (log["alignment/dense_2"] - log["alignment_bound/dense_2"]).min()
 
 
 def table3(section, runs, folder):
     """Mean absolute deviation of the conserved ratio from 1, by width and method."""
     rows = []
     for run in runs:
-        phi = _paper_potential(run)
-        deviation = (phi / phi.iloc[0] - 1).abs().mean()
-        own = run.log["potential/dense_1"]
         rows.append(
             {
                 "width": run.width,
                 "method": run.settings["rule"],
-                "deviation": deviation,
-                "own_law": (own / own.iloc[0] - 1).abs().mean(),
+                "deviation": run.measured(deviation),
+                "own_law": run.measured(own_law),
             }
         )
     table = run_folder.aggregate(
@@ -75,7 +89,8 @@ def table3(section, runs, folder):
 def figure2(section, runs, folder):
     """The conserved ratio against epochs, by width."""
     panels, colors = _by_width(
-        runs, lambda run: _paper_potential(run) / _paper_potential(run).iloc[0]
+        runs,
+        lambda run: _paper_potential(run.log) / _paper_potential(run.log).iloc[0],
     )
     section.figures["The conserved ratio against epochs, mean and standard error."] = (
         drawing.curves(
@@ -125,9 +140,7 @@ def figure3(section, runs, folder):
             )
         )
     bound = [
-        (run.log["alignment/dense_2"] - run.log["alignment_bound/dense_2"]).min()
-        for run in runs
-        if run.settings["rule"] == "sign_fa"
+        run.measured(above_bound) for run in runs if run.settings["rule"] == "sign_fa"
     ]
     section.checks.append(
         (

@@ -162,7 +162,9 @@ def _versions(section):
     """What computed the runs of a section, in words."""
     found = {
         tuple(
-            f"{k} {v}" for k, v in run.summary["environment"].items() if k != "devices"
+            f"{k} {v}"
+            for k, v in run.summary["environment"].items()
+            if k not in ("devices", "commit")
         )
         for run in section.runs
     }

@@ -8,29 +8,45 @@ import pathlib
 import numpy as np
 import pandas as pd
 
-from keras_fa.lab import run_folder
+from keras_fa.lab import records, run_folder
 from keras_fa.lab.config import named
 from keras_fa.papers import drawing
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A finished run folder.
+    """A finished run: its folder, or its record where the folder is elsewhere.
 
     Attributes:
-        path: The folder.
+        path: The folder, or the name of the recorded cell.
         settings: Its configuration, `{"section.field": value}`.
         summary: Its summary.
+        record: Its record (`keras_fa.lab.records`); None of a run folder.
     """
 
     path: pathlib.Path
     settings: dict
     summary: dict
+    record: dict | None = None
 
     @functools.cached_property
     def log(self):
-        """Its log lines, a `pandas.DataFrame`."""
+        """Its log lines, a `pandas.DataFrame`; of a record those that it kept."""
+        if self.record is not None:
+            return pd.DataFrame(self.record["log"]).astype(float)
         return run_folder.read_frame(self.path)
+
+    def measured(self, function):
+        """A number that is measured on the whole log.
+
+        Args:
+            function: Function of the log. Of a record, what it gave when the whole log
+                was there; NaN where it was not asked then.
+        """
+        if self.record is None:
+            return function(self.log)
+        value = self.record["measures"].get(function.__name__)
+        return math.nan if value is None else value
 
     @property
     def width(self):
@@ -77,16 +93,27 @@ class Section:
     command: str = ""
 
 
-def read_runs(path):
-    """The finished runs under a folder, a list of `Run`."""
-    return [
-        Run(
-            folder,
-            _settings(run_folder.read_config(folder)),
-            run_folder.read_summary(folder),
-        )
-        for folder in run_folder.finished_runs(path)
-    ]
+def read_runs(path, cells=None):
+    """The finished runs under a folder, and those that stand in a file of records.
+
+    Args:
+        path: The folder.
+        cells: The file, or None. A run that is in both is taken from its folder.
+
+    Returns:
+        List of `Run`.
+    """
+    runs, known = [], set()
+    for folder in run_folder.finished_runs(path):
+        config = run_folder.read_config(folder)
+        known.add(run_folder.identity(config))
+        summary = run_folder.read_summary(folder)
+        runs.append(Run(folder, _settings(config), summary))
+    for identity, one in records.read(cells).items() if cells is not None else ():
+        if identity not in known and one["summary"]["status"] == "finished":
+            name = pathlib.Path(one["cell"])
+            runs.append(Run(name, _settings(one["config"]), one["summary"], one))
+    return runs
 
 
 def _settings(config):
