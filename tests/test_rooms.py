@@ -12,6 +12,7 @@ ROOT = pathlib.Path(keras_fa.__file__).parent
 ROOMS = (
     "_extras",
     "_keras",
+    "autodiff",
     "registry",
     "gradients",
     "rules.base",

@@ -1,22 +1,22 @@
 """The feedback gradient and error signals against backpropagation's.
 
 Both sides run on the model itself, forward and backward, once under its own rules and
-once under backpropagation. This is the one part of the instruments that needs
-TensorFlow itself, for its gradient tape.
+once under backpropagation.
 """
 
+import collections
 import contextlib
 import dataclasses
 import inspect
 import math
+import types
 import warnings
 
 import keras
 import numpy as np
-import tensorflow as tf
 from keras import ops
 
-from keras_fa import _keras, rules
+from keras_fa import _keras, autodiff, rules
 from keras_fa.analysis._alignment import (
     Alignment,
     found_feedback_layers,
@@ -58,7 +58,8 @@ class GradientAlignment:
             (y_true, y_pred), or a list or dict of them for several outputs. Penalties
             are added. Names and functions are computed in float64 for outputs in
             float64. None takes the compiled model's.
-        run_eagerly: Do not compile: the better way to measure once.
+        run_eagerly: Do not compile: the better way to measure once. JAX compiles all
+            the same.
         loss_weights: With a loss for each output, their weights as `compile` has them.
 
     Raises:
@@ -66,7 +67,14 @@ class GradientAlignment:
             is unknown or depends on no trainable variable, or targets are missing.
     """
 
-    _measures = ("_compare_gradients", "_compare_signals", "_small_step")
+    # What is compiled, with the arguments that are no tensors.
+    _measures = types.MappingProxyType(
+        {
+            "_compare_gradients": (),
+            "_compare_signals": ("per_example",),
+            "_small_step": (),
+        }
+    )
 
     def __init__(self, model, loss=None, run_eagerly=False, loss_weights=None):
         found_feedback_layers(model)
@@ -88,10 +96,10 @@ class GradientAlignment:
         self._loss, self._loss_weights = _keras.resolved_losses(loss), loss_weights
         self._objective = None
         self._layer_names = _owners(model)
-        self._prepared = run_eagerly
-        if not run_eagerly:
-            for name in self._measures:
-                method = tf.function(getattr(self, name), reduce_retracing=True)
+        self._prepared = run_eagerly and not autodiff.TRACES
+        if not self._prepared:
+            for name, static in self._measures.items():
+                method = autodiff.compiled(getattr(self, name), static)
                 setattr(self, name, method)
 
     def __call__(self, x, y, sample_weight=None):
@@ -127,15 +135,17 @@ class GradientAlignment:
             (predicted, measured): `step_size * <gradient, feedback gradient>`, and the
             loss at theta less the loss at `theta - step_size * feedback gradient`.
         """
-        step = tf.constant(step_size, tf.float64)
+        step = _constant(step_size)
         batch = self._batch(x, y, sample_weight)
-        decrease, terms = self._scaled(self._small_step, batch, step)
+        decrease, terms = self._scaled(self._small_step, batch, step_size=step)
         return float(step_size * terms["slope"]), float(decrease)
 
     def errors(self, x, y, per_example=False, sample_weight=None):
         """The alignment of the error signals on one batch: see `error_alignment`."""
         batch = self._batch(x, y, sample_weight)
-        _, terms = self._scaled(self._compare_signals, batch, per_example)
+        _, terms = self._scaled(
+            self._compare_signals, batch, per_example=bool(per_example)
+        )
         return {name: from_squares(term) for name, term in terms.items()}
 
     def _batch(self, x, y, sample_weight):
@@ -146,35 +156,35 @@ class GradientAlignment:
                 "None is for models whose losses come from `add_loss` alone."
             )
         batch = keras.tree.map_structure(
-            lambda leaf: None if leaf is None else tf.convert_to_tensor(leaf),
+            lambda leaf: None if leaf is None else ops.convert_to_tensor(leaf),
             (x, y, sample_weight),
         )
         if not self._prepared:
             self._prepared = True
             if keras.tree.is_nested(y) or keras.tree.is_nested(loss):
                 # For several losses Keras makes variables, which compiled code cannot.
-                _keras.on_symbols(self._forward, batch, self._values())
+                _keras.on_symbols(self._forward, batch, *self._state())
         return batch
 
-    def _scaled(self, measure, batch, *arguments):
-        """`measure(batch, scale of the loss, *arguments)`, its terms NumPy arrays.
+    def _scaled(self, measure, batch, **arguments):
+        """`measure(batch, state, scale of the loss, ...)`, its terms NumPy arrays.
 
         Like the optimizer's, the scale falls until the gradients are finite.
         """
         scale = _loss_scale(self.model)
         while True:
-            tensor = None if scale is None else tf.constant(scale, tf.float64)
-            value, terms = measure(batch, tensor, *arguments)
-            terms = {name: term.numpy() for name, term in terms.items()}
+            tensor = None if scale is None else _constant(scale)
+            value, terms = measure(batch, self._state(), tensor, **arguments)
+            terms = {name: ops.convert_to_numpy(term) for name, term in terms.items()}
             finite = all(np.isfinite(term).all() for term in terms.values())
             if finite or scale is None or scale <= 1:
                 return value, terms
             scale = max(scale / 16, 1.0)
 
-    def _gradient_pair(self, batch, scale):
-        loss, feedback = self._gradients(batch, scale)
+    def _gradient_pair(self, batch, state, scale):
+        loss, feedback, _ = self._traced(batch, state, scale, watched=True)
         with backpropagation(self.model):
-            _, true = self._gradients(batch, scale)
+            _, true, _ = self._traced(batch, state, scale, watched=True)
         pairs = [
             # Without a gradient on either side there is nothing to compare.
             None if one is None and other is None else filled(one, other)
@@ -188,60 +198,59 @@ class GradientAlignment:
             )
         return loss, pairs
 
-    def _compare_gradients(self, batch, scale):
-        loss, pairs = self._gradient_pair(batch, scale)
-        terms = {}
-        for name, pair in zip(self._layer_names, pairs, strict=True):
-            if pair is not None:
-                terms[name] = terms.get(name, 0) + squares(*pair, scale)
+    def _compare_gradients(self, batch, state, scale):
+        loss, pairs = self._gradient_pair(batch, state, scale)
+        terms = collections.OrderedDict()
+        with autodiff.in_float64():
+            for name, pair in zip(self._layer_names, pairs, strict=True):
+                if pair is not None:
+                    terms[name] = terms.get(name, 0) + squares(*pair, scale)
         return loss, terms
 
-    def _small_step(self, batch, scale, step_size):
-        before, pairs = self._gradient_pair(batch, scale)
-        slope = tf.add_n([squares(*p, scale)[0] for p in pairs if p is not None])
+    def _small_step(self, batch, state, scale, step_size):
+        before, pairs = self._gradient_pair(batch, state, scale)
+        with autodiff.in_float64():
+            slope = sum(squares(*p, scale)[0] for p in pairs if p is not None)
         if scale is not None:
             step_size = step_size / scale
+        values, others = state
         values = [
-            value if pair is None else value - tf.cast(step_size, value.dtype) * pair[1]
-            for value, pair in zip(self._values(), pairs, strict=True)
+            value
+            if pair is None
+            else value - ops.cast(step_size, value.dtype) * pair[1]
+            for value, pair in zip(values, pairs, strict=True)
         ]
-        after, _ = self._forward(batch, values)
-        decrease = tf.cast(before, tf.float64) - tf.cast(after, tf.float64)
+        with autodiff.undrawn():
+            after, _ = self._forward(batch, values, others)
+        with autodiff.in_float64():
+            decrease = ops.cast(before, "float64") - ops.cast(after, "float64")
         return decrease, {"slope": slope}
 
-    def _compare_signals(self, batch, scale, per_example):
-        feedback = self._error_signals(batch, scale)
+    def _compare_signals(self, batch, state, scale, per_example):
+        *_, feedback = self._traced(batch, state, scale, everything=False)
         with backpropagation(self.model):
-            true = self._error_signals(batch, scale)
-        terms = {}
+            *_, true = self._traced(batch, state, scale, everything=False)
+        terms = collections.OrderedDict()
         # A direct rule's last step stands between the output layer and the outputs.
         for name in (name for name in true if name in feedback):
-            for pair in zip(true[name], feedback[name], strict=True):
-                if pair[0] is None and pair[1] is None:
+            for (_, one), (_, other) in zip(true[name], feedback[name], strict=True):
+                if one is None and other is None:
                     continue
-                pair = filled(*pair)
+                pair = filled(one, other)
                 if not per_example:
-                    pair = [tf.reduce_sum(side, axis=0) for side in pair]
-                terms[name] = terms.get(name, 0) + squares(*pair, scale)
-        return tf.zeros(()), terms
+                    pair = [ops.sum(side, axis=0) for side in pair]
+                with autodiff.in_float64():
+                    terms[name] = terms.get(name, 0) + squares(*pair, scale)
+        return ops.zeros(()), terms
 
-    def _gradients(self, batch, scale):
-        values = self._values()
-        loss, gradients, _ = self._traced(batch, scale, values, watched=values)
-        return loss, gradients
-
-    def _error_signals(self, batch, scale):
-        _, _, hidden = self._traced(batch, scale, self._values(), everything=False)
-        return {name: [signal for _, signal in calls] for name, calls in hidden.items()}
-
-    def _traced(self, batch, scale, values, watched=(), everything=None):
+    def _traced(self, batch, state, scale, watched=False, everything=None):
         """One pass, forward and backward.
 
         Args:
             batch: From `_batch`.
+            state: From `_state`.
             scale: Of the loss, or None.
-            values: Of the forward variables.
-            watched: Those of which the gradients are wanted.
+            watched: Whether the gradients of the forward variables are wanted.
             everything: Whether to look at all places that have an output, what the
                 model returns among them, or only at those of `error_alignment`; None
                 for none.
@@ -250,34 +259,50 @@ class GradientAlignment:
             (loss, gradients, hidden): gradients of the watched, None where there is
             none, and `{key: [(h, dL/dh)]}` with an entry for each call.
         """
-        looking = contextlib.nullcontext({})
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
+        values, others = state
+        names = []
+
+        def objective(watched, watch):
+            looking = contextlib.nullcontext({})
             if everything is not None:
-                looking = hidden_outputs(self.model, tape.watch, everything)
+                looking = hidden_outputs(self.model, watch, everything)
             with looking as hidden:
-                tape.watch(watched)
-                loss, outputs = self._forward(batch, values)
-                objective = _times(loss, scale)
-        outputs = {id(output) for output in keras.tree.flatten(outputs)}
-        hidden = [v for k, v in hidden.items() if everything or k not in outputs]
-        tensors = [tensor for _, tensor in hidden]
-        gradients, signals = tape.gradient(objective, [list(watched), tensors])
+                loss, outputs = self._forward(batch, watched or values, others)
+            outputs = {id(output) for output in keras.tree.flatten(outputs)}
+            kept = [v for k, v in hidden.items() if everything or k not in outputs]
+            names[:] = [name for name, _ in kept]
+            tensors = [tensor for _, tensor in kept]
+            return _times(loss, scale), tensors, (loss, tensors)
+
+        with autodiff.undrawn():
+            _, (loss, tensors), gradients, signals = autodiff.value_and_gradients(
+                objective, values if watched else []
+            )
         # A layer that the model calls more than once has a signal for each call.
         named = {}
-        for (name, tensor), signal in zip(hidden, signals, strict=True):
+        for name, tensor, signal in zip(names, tensors, signals, strict=True):
             named.setdefault(name, []).append((tensor, signal))
-        # Those of embeddings are slices.
-        gradients = [g if g is None else tf.convert_to_tensor(g) for g in gradients]
         return loss, gradients, named
 
-    def _values(self):
-        return [tf.convert_to_tensor(v.value) for v in forward_variables(self.model)]
+    def _variables(self):
+        """The forward variables, and all others that a pass reads."""
+        forward = forward_variables(self.model)
+        known = {id(variable) for variable in forward}
+        optimizer = getattr(self.model, "optimizer", None)
+        others = [*self.model.variables, getattr(optimizer, "dynamic_scale", None)]
+        others = [v for v in others if v is not None and id(v) not in known]
+        return forward, others
 
-    def _forward(self, batch, values):
-        """(loss, outputs) in training mode with these trainable values, no effects."""
+    def _state(self):
+        """The values now of what `_variables` returns."""
+        return tuple(autodiff.readings(variables) for variables in self._variables())
+
+    def _forward(self, batch, values, others):
+        """(loss, outputs) in training mode in this state, no effects."""
         model, (x, y, sample_weight) = self.model, batch
-        mapping = list(zip(forward_variables(model), values, strict=True))
-        with keras.StatelessScope(mapping, collect_losses=True):
+        forward, rest = self._variables()
+        mapping = zip([*forward, *rest], [*values, *others], strict=True)
+        with keras.StatelessScope(list(mapping), collect_losses=True):
             outputs = model(x, training=True)
             if self._loss is None:
                 loss = _compiled_loss(model, x, y, outputs, sample_weight)
@@ -294,6 +319,11 @@ class GradientAlignment:
             for penalty in model.losses:
                 loss = ops.add(loss, ops.cast(ops.sum(penalty), loss.dtype))
             return loss, outputs
+
+
+def _constant(number):
+    """A number as a tensor, in float64 where the backend has it."""
+    return ops.convert_to_tensor(np.asarray(number, np.float64))
 
 
 def _compiled_loss(model, x, y, outputs, sample_weight):
@@ -459,7 +489,7 @@ def hidden_outputs(model, watch, everything=False):
 
     Args:
         model: A Keras model.
-        watch: Called with each h.
+        watch: Called with each h; what it returns takes the place of h.
         everything: Whether to look at all that has weights, in itself or in layers
             inside it, and at the sums of residual streams.
     """
@@ -470,15 +500,19 @@ def hidden_outputs(model, watch, everything=False):
             outputs = call(*args, **kwargs)
             key = name
             # With its states behind it, where it returns them.
-            output, *_ = keras.tree.flatten(outputs)
+            output, *others = keras.tree.flatten(outputs)
             if isinstance(operation, _ACTIVATIONS):
                 taken, *_ = (*args, *kwargs.values())
                 key, _ = hidden.pop(id(taken), (None, None))
             # What holds the last layer of its call returns what that returned.
             if key is not None and id(output) not in hidden:
-                watch(output)
+                watched = watch(output)
+                if watched is not output:
+                    if (mask := _keras.mask_of(output)) is not None:
+                        _keras.set_mask(watched, mask)
+                    outputs = keras.tree.pack_sequence_as(outputs, [watched, *others])
                 # Kept with its tensor, or the id could be given to another one.
-                hidden[id(output)] = key, output
+                hidden[id(watched)] = key, watched
             return outputs
 
         return call_and_record
@@ -551,23 +585,27 @@ def _owners(model):
 def filled(*sides):
     """A pair of gradients, zeros where one side has none: it stands still there."""
     shape = next(side for side in sides if side is not None)
-    return [tf.zeros_like(shape) if side is None else side for side in sides]
+    return [ops.zeros_like(shape) if side is None else side for side in sides]
 
 
 def _times(loss, scale):
-    return loss if scale is None else loss * tf.cast(scale, loss.dtype)
+    return loss if scale is None else loss * ops.cast(scale, loss.dtype)
 
 
 def squares(true, feedback, scale):
-    """<true, feedback>, |true|^2 and |feedback|^2, which add up over variables."""
-    true, feedback = (tf.cast(side, tf.float64) for side in (true, feedback))
+    """<true, feedback>, |true|^2 and |feedback|^2, which add up over variables.
+
+    To be called, and added up, within `autodiff.in_float64()`.
+    """
+    true, feedback = (ops.cast(side, "float64") for side in (true, feedback))
     if scale is not None:
+        scale = ops.cast(scale, "float64")
         true, feedback = true / scale, feedback / scale
-    return tf.stack(
+    return ops.stack(
         [
-            tf.reduce_sum(true * feedback),
-            tf.reduce_sum(true * true),
-            tf.reduce_sum(feedback * feedback),
+            ops.sum(true * feedback),
+            ops.sum(true * true),
+            ops.sum(feedback * feedback),
         ]
     )
 

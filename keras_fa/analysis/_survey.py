@@ -1,13 +1,15 @@
 """What one batch tells of every place in a model: the measurements of an audit."""
 
+import collections
 import dataclasses
 import math
+import types
 
 import keras
 import numpy as np
 from keras import ops
 
-from keras_fa import _keras
+from keras_fa import _keras, autodiff
 from keras_fa.analysis._alignment import Alignment, layer_keys
 from keras_fa.analysis._gradient_alignment import (
     GradientAlignment,
@@ -74,7 +76,7 @@ class Survey(GradientAlignment):
     every trained weight moved by its last digit.
     """
 
-    _measures = ("_survey",)
+    _measures = types.MappingProxyType({"_survey": ()})
 
     def __call__(self, x, y, sample_weight=None):
         """What one batch tells.
@@ -87,7 +89,7 @@ class Survey(GradientAlignment):
         loss, terms = self._scaled(self._survey, batch)
         examples = int(keras.tree.flatten(batch[0])[0].shape[0])
         sizes = {}
-        for name, value in zip(self._layer_names, self._values(), strict=True):
+        for name, value in zip(self._layer_names, self._state()[0], strict=True):
             sizes[name] = sizes.get(name, 0) + math.prod(value.shape)
         places, weights = {}, {}
         for key, term in terms.items():
@@ -107,14 +109,14 @@ class Survey(GradientAlignment):
         weights = {k: weights[k] for k in sizes if k in weights}
         return float(loss), keras.backend.standardize_dtype(loss.dtype), places, weights
 
-    def _survey(self, batch, scale):
-        values = self._values()
-        moved = self._moved_by_a_digit(values)
-        loss, feedback, heard = self._traced(batch, scale, values, values, True)
+    def _survey(self, batch, state, scale):
+        values, others = state
+        moved = self._moved_by_a_digit(values), others
+        loss, feedback, heard = self._traced(batch, state, scale, True, True)
         with backpropagation(self.model):
-            _, true, meant = self._traced(batch, scale, values, values, True)
-            _, other, rounded = self._traced(batch, scale, moved, moved, True)
-        terms = {}
+            _, true, meant = self._traced(batch, state, scale, True, True)
+            _, other, rounded = self._traced(batch, moved, scale, True, True)
+        terms = collections.OrderedDict()
         for name in (name for name in meant if name in heard):
             calls = [
                 (h, *filled(*signals))
@@ -127,12 +129,14 @@ class Survey(GradientAlignment):
                 if any(signal is not None for signal in signals)
             ]
             if calls:
-                terms[f"place:{name}"] = _place_terms(calls, scale)
+                with autodiff.in_float64():
+                    terms[f"place:{name}"] = _place_terms(calls, scale)
         for name, *sides in zip(self._layer_names, true, feedback, other, strict=True):
             if any(side is not None for side in sides):
                 t, f, o = filled(*sides)
-                term = _with_change(t, f, o, scale)
-                terms[f"weights:{name}"] = terms.get(f"weights:{name}", 0) + term
+                with autodiff.in_float64():
+                    term = _with_change(t, f, o, scale)
+                    terms[f"weights:{name}"] = terms.get(f"weights:{name}", 0) + term
         return loss, terms
 
     def _moved_by_a_digit(self, values):
@@ -206,7 +210,7 @@ def norms(model, x):
     """
     with (
         keras.StatelessScope(),
-        hidden_outputs(model, lambda tensor: None, everything=True) as hidden,
+        hidden_outputs(model, lambda tensor: tensor, everything=True) as hidden,
     ):
         x = keras.tree.map_structure(ops.convert_to_tensor, x)
         model(x, training=True)
