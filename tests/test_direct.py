@@ -128,6 +128,9 @@ def test_matrices_are_as_the_kind_says(kind):
         assert np.linalg.matrix_rank(first) == 2
         # Uniform within 1/sqrt(units): a variance of 1 / (3 units).
         assert 0.5 < first.var() * 3 * 64 < 2
+        # Which two factors of that variance have, each uniform within this limit.
+        (u,) = (w for w in end.weights if w.shape == (64, 2))
+        assert 0.95 < np.abs(u).max() / np.sqrt(np.sqrt(3 / 2) / np.sqrt(64)) <= 1
     elif kind == "sparse":
         assert (np.count_nonzero(first, axis=1) == 1).all()
         assert len(set(np.abs(first).argmax(axis=1))) > 3

@@ -16,6 +16,7 @@ from keras_fa import convert, rules, to_stock
 from keras_fa.layers import (
     COUNTERPARTS,
     FeedbackDense,
+    FeedbackDepthwiseConv2D,
     FeedbackGRUCell,
     FeedbackLSTM,
     FeedbackLSTMCell,
@@ -23,6 +24,7 @@ from keras_fa.layers import (
     FeedbackRNN,
     FeedbackSeparableConv1D,
     FeedbackSimpleRNNCell,
+    conv,
     feedback_layers,
     forward_variables,
 )
@@ -763,6 +765,21 @@ def test_two_replicas_train_as_one_device(mirrored):
             np.testing.assert_array_equal(first, second)
     for actual, expected in zip(two.variables, one.variables, strict=True):
         np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-6)
+
+
+def test_a_bias_lies_along_the_axis_of_channels():
+    """Channels first too, for which TensorFlow has no convolutions on a CPU."""
+    outputs = np.arange(24.0, dtype="float32").reshape(1, 4, 2, 3)
+    bias = np.array([10.0, 20.0, 30.0, 40.0], "float32")
+    for first in (True, False):
+        given = outputs if first else np.moveaxis(outputs, 1, -1)
+        layer = FeedbackDepthwiseConv2D(
+            1, data_format="channels_first" if first else "channels_last"
+        )
+        layer.build(given.shape)
+        layer.bias.assign(bias)
+        expected = given + (bias[:, None, None] if first else bias)
+        np.testing.assert_array_equal(conv.finished(layer, given), expected)
 
 
 def test_every_layer_has_a_row():

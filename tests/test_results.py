@@ -234,6 +234,16 @@ def test_a_refused_run_leaves_no_trace(tmp_path):
         RunFolder(tmp_path / "file", {"a": 2}).__enter__()
 
 
+def test_a_lock_whose_file_has_gone_is_nobodys(tmp_path):
+    path = tmp_path / "lock"
+    with open(path, "w") as file:
+        assert run_folder._is_at(path, file.fileno())
+        path.unlink()
+        assert not run_folder._is_at(path, file.fileno())
+        path.write_text("another")
+        assert not run_folder._is_at(path, file.fileno())
+
+
 def test_what_a_kill_left_of_a_write_goes_at_the_next_start(tmp_path):
     left = tmp_path / f".summary.json.{os.getpid()}.tmp"
     left.write_text('{"sta')
@@ -241,10 +251,15 @@ def test_what_a_kill_left_of_a_write_goes_at_the_next_start(tmp_path):
     with RunFolder(tmp_path, {}):
         assert not left.exists()
     left.write_text('{"sta')
-    of_a_living_process = tmp_path / f".x.json.{os.getppid()}.tmp"
-    of_a_living_process.write_text("{")
-    run_folder.tidy(tmp_path)
-    assert not left.exists() and of_a_living_process.exists()
+    with subprocess.Popen(["sleep", "60"]) as living:
+        of_a_living_process = tmp_path / f".x.json.{living.pid}.tmp"
+        of_a_living_process.write_text("{")
+        run_folder.tidy(tmp_path)
+        assert not left.exists() and of_a_living_process.exists()
+        # To look whether it is there does nothing to it.
+        with pytest.raises(subprocess.TimeoutExpired):
+            living.wait(0.2)
+        living.kill()
     assert (tmp_path / ".hidden").exists()
 
 
