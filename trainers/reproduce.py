@@ -104,7 +104,7 @@ def _names(experiments):
 def _section(name, experiment, folder):
     """The section of one experiment, from the runs that are there."""
     from keras_fa import papers, sweeps
-    from keras_fa.lab import plans, records, run_folder
+    from keras_fa.lab import plans, records
     from keras_fa.papers import printed
 
     path = plans.find("grid", experiment.grid)
@@ -112,26 +112,29 @@ def _section(name, experiment, folder):
     grid = plans.read_plan("grid", path)
     base = grid["config"]
     runs = _RUNS.value / experiment.grid
-    recorded = (_CELLS.value or _RESULTS.value / "cells") / f"{experiment.grid}.jsonl"
-    folders = {
-        str(path.relative_to(runs)): path for path in run_folder.finished_runs(runs)
-    }
-    records.add(recorded, folders, papers.measures(experiment.grid))
+    found = _runs_of(experiment.grid)
     missing = {}
     cells = sweeps.cells(base, grid["axes"])
-    for cell in records.without_recorded(cells, recorded, (sweeps.FINISHED,)):
+    for cell in records.without_recorded(
+        cells, _recorded(experiment.grid), (sweeps.FINISHED,)
+    ):
         missing[cell.name] = sweeps.status(cell, runs)
     section = papers.Section(
         name,
         experiment.title,
         experiment.source,
-        runs=papers.read_runs(runs, recorded),
+        runs=found,
         missing=missing,
         remarks=printed.REMARKS.get(name, "").strip(),
         config=str(base),
         command=_command(text)
         + f"\npython trainers/reproduce.py --experiment={name} --results=DIR",
     )
+    if experiment.paper is not None:
+        count, total, unit = experiment.paper
+        section.complete = f"{count(section.runs)} of {total} {unit}"
+    for grid_beside in experiment.beside:
+        section.runs += _runs_of(grid_beside)
     if section.runs:
         for part in experiment.parts:
             part(section, section.runs, folder / "figures")
@@ -157,6 +160,24 @@ def _earlier(section, experiment, folder):
                 f"{file}{rows if len(table) > _ROWS else ''}: made earlier, of runs "
                 "that are neither in --runs nor recorded."
             ] = table.head(_ROWS).round(4)
+
+
+def _recorded(grid):
+    """The file of a grid's finished cells."""
+    return (_CELLS.value or _RESULTS.value / "cells") / f"{grid}.jsonl"
+
+
+def _runs_of(grid):
+    """The finished runs of a grid, which are recorded as well."""
+    from keras_fa import papers
+    from keras_fa.lab import records, run_folder
+
+    root = _RUNS.value / grid
+    folders = {
+        str(path.relative_to(root)): path for path in run_folder.finished_runs(root)
+    }
+    records.add(_recorded(grid), folders, papers.measures(grid))
+    return papers.read_runs(root, _recorded(grid))
 
 
 def _command(text):

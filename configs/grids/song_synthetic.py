@@ -7,8 +7,10 @@ Command: python trainers/sweep.py --grid=configs/grids/song_synthetic.py \
 Expected: 525 cells, an hour on 2 cores.
 
 The paper's figure does not give lambda for every activation; these five cover the range
-from no alignment to strong alignment in all three. Steps: until the loss has converged
-for small lambda.
+from no alignment to strong alignment in all three. With a penalty these steps do not
+reach convergence: a linear network of p = 800 ends with a cosine of 0.07 at lambda 0.5
+after them, and with 0.48 after ten times as many. `keras-fa measure` follows the same
+networks until loss and cosine stand still.
 """
 
 

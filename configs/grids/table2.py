@@ -3,7 +3,7 @@ r"""ResNet-18 on Tiny-ImageNet subsets: table 2.
 Source: Robertson and Koyejo (2024), section 6 and appendix A.
 Command: python trainers/sweep.py --grid=configs/grids/table2.py --workdir=runs/table2
     Fewer: --axis="dataset.num_classes=[10]" --axis="seed=[0]" --axis="epochs=[2]".
-Expected: 2 minutes an epoch on one core at 10 classes; meant for a GPU.
+Expected: 48 cells; 2 minutes an epoch on one core at 10 classes; meant for a GPU.
 """
 
 

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pandas as pd
 
 from keras_fa.lab import run_folder
@@ -9,7 +10,9 @@ from keras_fa.papers import drawing, printed
 from keras_fa.papers.sections import (
     compare,
     in_order,
+    plus_minus,
     stack,
+    tally,
     to_three_digits,
 )
 
@@ -24,9 +27,8 @@ def late_accuracy(log):
     return log["val_accuracy"].iloc[-20:].mean()
 
 
-def accuracies(section, runs, folder, number):
-    """Final test accuracy by number of classes and method: tables 1 and 2."""
-    rows = pd.DataFrame(
+def _rows(runs):
+    return pd.DataFrame(
         {
             "classes": run.settings["dataset.num_classes"],
             "method": run.settings["rule"],
@@ -34,55 +36,52 @@ def accuracies(section, runs, folder, number):
             "subset": run.settings["dataset.class_seed"],
             "seed": run.settings["seed"],
             "accuracy": 100 * run.final["val_accuracy"],
+            "best": 100 * run.measured(best_accuracy),
+            "late": 100 * run.measured(late_accuracy),
+            "train_accuracy": 100 * run.final.get("accuracy", math.nan),
+            "train_loss": run.final.get("loss", math.nan),
+            "cosine": run.final.get("gradient_cosine", math.nan),
         }
         for run in runs
     )
-    table = run_folder.aggregate(rows, ["classes", "method", "epochs"], ["accuracy"])
-    section.data[f"table{number}.csv"] = table[
-        ["classes", "method", "accuracy_mean", "accuracy_se", "seeds", "epochs"]
-    ]
+
+
+def accuracies(section, runs, folder, number):
+    """Final test accuracy by number of classes and method: tables 1 and 2."""
+    rows = _rows(runs)
+    table = run_folder.aggregate(
+        rows,
+        ["classes", "method", "epochs"],
+        ["accuracy", "best", "train_accuracy", "train_loss"],
+    )
+    section.data[f"table{number}.csv"] = table
+    section.data[f"table{number}_runs.csv"] = rows
     paper = {1: printed.TABLE1, 2: printed.TABLE2}[number]
     ours = in_order(
         table.rename(
             columns={"method": "rule", "accuracy_mean": "mean", "accuracy_se": "se"}
         )
     )
+    compared = compare(ours, paper, ["classes", "rule"])
     section.tables[
-        "Final test accuracy, percent; mean ± standard error over seeds, each with its "
-        "own sample of classes. The seeds differ in their classes, the paper's SE "
-        "suggests that its repetitions did not."
-    ] = compare(ours, paper, ["classes", "rule"]).assign(epochs=list(ours["epochs"]))
-    baseline = rows[rows["method"] == "backprop"].set_index(
-        ["classes", "subset", "seed", "epochs"]
-    )["accuracy"]
-    ratios = []
-    for row in rows.itertuples():
-        key = (row.classes, row.subset, row.seed, row.epochs)
-        if key in baseline.index:
-            theirs = paper.get((row.classes, row.method))
-            gd = paper.get((row.classes, "backprop"))
-            ratios.append(
-                {
-                    "classes": row.classes,
-                    "subset": row.subset,
-                    "method": row.method,
-                    "epochs": row.epochs,
-                    "accuracy": row.accuracy,
-                    "ratio": row.accuracy / baseline[key],
-                    "paper_ratio": theirs[0] / gd[0] if theirs and gd else math.nan,
-                }
-            )
-    if ratios:
-        ratios = pd.DataFrame(ratios)
+        "Test accuracy after the last epoch, percent; mean ± standard error over n "
+        "runs, beside the accuracy of the best epoch, and the training set's. Ours are "
+        "on other samples of classes than the paper's, which move every method alike: "
+        "the ratios below say more than the verdicts here."
+    ] = compared.assign(
+        best=[plus_minus(r.best_mean, r.best_se) for r in ours.itertuples()],
+        train=[f"{r.train_accuracy_mean:.1f}" for r in ours.itertuples()],
+        train_loss=[f"{r.train_loss_mean:.3g}" for r in ours.itertuples()],
+        epochs=list(ours["epochs"]),
+    )
+    ratios = _ratios(rows, paper)
+    if len(ratios):
         section.data[f"table{number}_ratios.csv"] = ratios
-        shown = ratios.copy()
-        shown["method"] = shown["method"].map(drawing.LABELS)
-        for column, digits in (("accuracy", 1), ("ratio", 2), ("paper_ratio", 2)):
-            shown[column] = shown[column].map(f"{{:.{digits}f}}".format)
         section.tables[
-            "Each method's accuracy over GD's on the same classes, beside the paper's "
-            "ratio. `subset` is the seed that draws the classes."
-        ] = shown
+            "Each method's accuracy over GD's with the same classes and the same seed; "
+            "mean ± standard error over n pairs. `subset` is the seed that draws the "
+            "classes."
+        ] = _shown_ratios(ratios)
     for classes, group in rows.groupby("classes"):
         mean = group.groupby("method")["accuracy"].mean()
         for better, worse in (
@@ -99,6 +98,226 @@ def accuracies(section, runs, folder, number):
                     f"{mean[better]:.1f} against {mean[worse]:.1f}" if known else "",
                 )
             )
+        verdicts = compared[compared["classes"] == classes]["verdict"]
+        section.checks.append(
+            (
+                f"{classes} classes: every method's accuracy agrees with the paper's",
+                *tally(verdicts),
+            )
+        )
+
+
+def excerpt(section, runs, folder, name):
+    """Accuracies on an excerpt of the data, beside no paper's."""
+    table = run_folder.aggregate(
+        _rows(runs),
+        ["classes", "method", "epochs"],
+        ["accuracy", "best", "train_accuracy", "train_loss"],
+    )
+    section.data[f"{name}.csv"] = table
+    table = table.assign(order=table["method"].map(drawing.RULES.index))
+    table = table.sort_values(["classes", "epochs", "order"])
+    section.tables["Test accuracy after the last epoch, percent."] = pd.DataFrame(
+        {
+            "classes": table["classes"],
+            "method": table["method"].map(drawing.LABELS),
+            "test": [
+                plus_minus(r.accuracy_mean, r.accuracy_se, 1)
+                for r in table.itertuples()
+            ],
+            "best": [f"{v:.1f}" for v in table["best_mean"]],
+            "train": [f"{v:.1f}" for v in table["train_accuracy_mean"]],
+            "train loss": [f"{v:.3g}" for v in table["train_loss_mean"]],
+            "epochs": table["epochs"],
+            "n": table["seeds"],
+        }
+    )
+
+
+def _ratios(rows, paper):
+    """Accuracy over GD's of the same classes, seed and epochs, a row for each run."""
+    keys = ["classes", "subset", "seed", "epochs"]
+    baseline = rows[rows["method"] == "backprop"].set_index(keys)["accuracy"]
+    found = []
+    for row in rows.itertuples():
+        key = tuple(getattr(row, k) for k in keys)
+        if key not in baseline.index:
+            continue
+        theirs = paper.get((row.classes, row.method))
+        gd = paper.get((row.classes, "backprop"))
+        found.append(
+            {
+                "classes": row.classes,
+                "subset": row.subset,
+                "seed": row.seed,
+                "method": row.method,
+                "epochs": row.epochs,
+                "accuracy": row.accuracy,
+                "ratio": row.accuracy / baseline[key],
+                "paper_ratio": theirs[0] / gd[0] if theirs and gd else math.nan,
+            }
+        )
+    return pd.DataFrame(found)
+
+
+def _shown_ratios(ratios):
+    by = ["classes", "subset", "method"]
+    table = run_folder.aggregate(ratios, by, ["ratio", "accuracy", "paper_ratio"])
+    table["order"] = table["method"].map(drawing.RULES.index)
+    table = table.sort_values(["classes", "subset", "order"])
+    return pd.DataFrame(
+        {
+            "classes": table["classes"],
+            "subset": table["subset"],
+            "method": table["method"].map(drawing.LABELS),
+            "accuracy": [f"{v:.1f}" for v in table["accuracy_mean"]],
+            "ratio": [
+                plus_minus(r.ratio_mean, r.ratio_se, 3) for r in table.itertuples()
+            ],
+            "paper's ratio": [f"{v:.3f}" for v in table["paper_ratio_mean"]],
+            "n": table["seeds"],
+        }
+    )
+
+
+def gradient_scatter(section, runs, folder):
+    """Hypothesis 2: accuracy over GD's against the angle to the true gradient."""
+    rows = _rows(runs).dropna(subset=["cosine"])
+    if not len(rows):
+        return
+    merged = rows.merge(
+        rows[rows["method"] == "backprop"][["classes", "subset", "seed", "accuracy"]],
+        on=["classes", "subset", "seed"],
+        suffixes=("", "_gd"),
+    )
+    merged["ratio"] = merged["accuracy"] / merged["accuracy_gd"]
+    section.data["hypothesis2.csv"] = merged[
+        ["classes", "subset", "seed", "method", "cosine", "accuracy", "ratio"]
+    ]
+    panels = {
+        f"{classes} classes": {
+            rule: (part["cosine"].to_numpy(), part["ratio"].to_numpy())
+            for rule, part in group.groupby("method")
+        }
+        for classes, group in merged.groupby("classes")
+    }
+    section.figures[
+        "Hypothesis 2: accuracy over GD's on the same classes against the cosine of "
+        "the feedback gradient and the true one on a probe batch, at the end."
+    ] = drawing.scatter(
+        panels,
+        folder / "hypothesis2.png",
+        "cos(ω) at the end",
+        "accuracy / GD's",
+        drawing.COLORS,
+        drawing.LABELS,
+    )
+    for classes, group in merged[merged["method"] != "backprop"].groupby("classes"):
+        # Ranks, since nothing says that the relation is a line.
+        rank = group[["cosine", "ratio"]].rank().corr().iloc[0, 1]
+        section.checks.append(
+            (
+                f"{classes} classes: accuracy rises with the gradient's cosine, GD "
+                "left out (hypothesis 2)",
+                bool(rank > 0.5) if len(group) > 3 else None,
+                f"rank correlation {rank:.2f} over {len(group)} runs",
+            )
+        )
+
+
+def _variant(settings):
+    """What a run changes of table 1's, in words."""
+    changes = []
+    if settings.get("model.kernel_initializer", "glorot_uniform") != "glorot_uniform":
+        changes.append("W as torch draws it, B at Xavier's scale")
+    if settings["drop_last"]:
+        changes.append("drop_last")
+    if settings["batch_size"] != 1024:
+        rate = settings["optimizer.learning_rate"]
+        changes.append(f"batch {settings['batch_size']}, learning rate {rate:g}")
+    return ", ".join(changes) or "table 1's setting"
+
+
+def variants(section, runs, folder):
+    """Which change closes how much of sign-FA's gap to GD, paired with GD."""
+    runs = [r for r in runs if r.settings["dataset.num_classes"] == 10]
+    rows = _rows(runs)
+    rows["variant"] = [_variant(run.settings) for run in runs]
+    rows["scale"] = [
+        "" if (scale := run.settings.get("rule.scale", "glorot")) == "glorot" else scale
+        for run in runs
+    ]
+    keys = ["variant", "subset", "seed", "epochs"]
+    gd = rows[rows["method"] == "backprop"].set_index(keys)
+    pairs = []
+    for row in rows[rows["method"] != "backprop"].itertuples():
+        key = tuple(getattr(row, k) for k in keys)
+        if key not in gd.index:
+            continue
+        scale = f", scale {row.scale}" if row.scale != "" else ""
+        pairs.append(
+            {
+                "variant": row.variant + scale,
+                "method": row.method,
+                "subset": row.subset,
+                "seed": row.seed,
+                "accuracy": row.accuracy,
+                "gd": gd["accuracy"][key],
+                "gap": gd["accuracy"][key] - row.accuracy,
+                "ratio": row.accuracy / gd["accuracy"][key],
+                "best_ratio": row.best / gd["best"][key],
+                "train_accuracy": row.train_accuracy,
+            }
+        )
+    if not pairs:
+        return
+    pairs = pd.DataFrame(pairs)
+    section.data["table1_variants.csv"] = pairs
+    columns = ["accuracy", "gd", "gap", "ratio", "best_ratio", "train_accuracy"]
+    table = run_folder.aggregate(pairs, ["variant", "method"], columns)
+    # Against the base on the same classes and seeds alone.
+    base = pairs[pairs["variant"] == "table 1's setting"]
+    closed = pairs.merge(
+        base, on=["method", "subset", "seed"], suffixes=("", "_base")
+    ).assign(closed=lambda f: f["gap_base"] - f["gap"])
+    closed = run_folder.aggregate(closed, ["variant", "method"], ["closed"])
+    table = table.merge(closed, on=["variant", "method"], suffixes=("", "_of_closed"))
+    section.tables[
+        "Test accuracy after the last epoch, 10 classes; each run beside GD's with the "
+        "same classes, seed and setting. Gap: GD's minus the method's, in points. "
+        "Closed: points of table 1's gap on the same classes and seed that the change "
+        "takes away. Mean ± standard error over n pairs."
+    ] = pd.DataFrame(
+        {
+            "change": table["variant"],
+            "method": table["method"].map(drawing.LABELS),
+            "accuracy": [f"{v:.1f}" for v in table["accuracy_mean"]],
+            "GD": [f"{v:.1f}" for v in table["gd_mean"]],
+            "gap": [plus_minus(r.gap_mean, r.gap_se) for r in table.itertuples()],
+            "closed": [
+                plus_minus(r.closed_mean, r.closed_se) for r in table.itertuples()
+            ],
+            "ratio": [
+                plus_minus(r.ratio_mean, r.ratio_se, 3) for r in table.itertuples()
+            ],
+            "of best epochs": [f"{v:.3f}" for v in table["best_ratio_mean"]],
+            "train": [f"{v:.1f}" for v in table["train_accuracy_mean"]],
+            "n": table["seeds"],
+        }
+    )
+    theirs = printed.TABLE1[10, "sign_fa"][0] / printed.TABLE1[10, "backprop"][0]
+    for row in table[table["method"] == "sign_fa"].itertuples():
+        known = row.seeds > 1 and row.ratio_se > 0
+        section.checks.append(
+            (
+                f"{row.variant}: sign-FA over GD agrees with the paper's {theirs:.3f} "
+                "within 2 SE",
+                bool(abs(row.ratio_mean - theirs) <= 2 * row.ratio_se)
+                if known
+                else None,
+                f"{plus_minus(row.ratio_mean, row.ratio_se, 3)}, n = {row.seeds}",
+            )
+        )
 
 
 def tuning(section, runs, folder):
@@ -112,6 +331,8 @@ def tuning(section, runs, folder):
             "sign_scale": run.settings.get("rule.scale", "glorot"),
             "epochs": run.settings["epochs"],
             "accuracy": 100 * run.final["val_accuracy"],
+            "train_accuracy": 100 * run.final.get("accuracy", math.nan),
+            "train_loss": run.final.get("loss", math.nan),
         }
         for run in runs
     )
@@ -119,11 +340,14 @@ def tuning(section, runs, folder):
     rows = rows.sort_values(["method", *settings])
     section.data["table1_tuning.csv"] = rows
     wide = rows.pivot(index=settings, columns="method", values="accuracy")
+    train = rows.pivot(index=settings, columns="method", values="train_accuracy")
     chosen = [rule for rule in drawing.RULES if rule in wide]
-    shown = wide[chosen].map(lambda v: "-" if math.isnan(v) else f"{v:.1f}")
-    section.tables[
-        "Test accuracy, percent, after the epochs of the grid; one seed."
-    ] = shown.rename(columns=drawing.LABELS).reset_index()
+    for caption, frame in (
+        ("Test accuracy, percent, after the epochs of the grid; one seed.", wide),
+        ("Accuracy on the training set, percent.", train),
+    ):
+        shown = frame[chosen].map(lambda v: "-" if math.isnan(v) else f"{v:.1f}")
+        section.tables[caption] = shown.rename(columns=drawing.LABELS).reset_index()
     for rule in chosen:
         rate, decay, *_ = wide[rule].idxmax()
         paper = wide[rule].get((0.01, 1e-4, False, "glorot"))
@@ -139,12 +363,15 @@ def tuning(section, runs, folder):
         )
 
 
+_LAYERS = ("C2", "C3", "F1", "F2")
+
+
 def layer_alignment(section, runs, folder, classes):
     """cos(W, B) per layer against epochs: figures 5 to 7, for one number of classes."""
     number = {10: 5, 25: 6, 50: 7}[classes]
     chosen = [r for r in runs if r.settings["dataset.num_classes"] == classes]
     panels, ends = {}, []
-    for layer in ("C2", "C3", "F1", "F2"):
+    for layer in _LAYERS:
         panel = {}
         for rule in ("fa", "ada_fa", "sign_fa"):
             own = [run for run in chosen if run.settings["rule"] == rule]
@@ -184,3 +411,49 @@ def layer_alignment(section, runs, folder, classes):
                 f"{to_three_digits(ada)} against {to_three_digits(fa)}",
             )
         )
+
+
+def alignment_by_classes(section, runs, folder):
+    """Whether alignment falls with the number of classes, sign-FA's least."""
+    ends = pd.DataFrame(
+        {
+            "classes": run.settings["dataset.num_classes"],
+            "method": run.settings["rule"],
+            "cosine": np.mean([run.final[f"alignment/{layer}"] for layer in _LAYERS]),
+        }
+        for run in runs
+        if run.settings["rule"] != "backprop"
+    )
+    if not len(ends):
+        return
+    table = run_folder.aggregate(ends, ["method", "classes"], ["cosine"])
+    section.data["alignment_by_classes.csv"] = table
+    falls = {}
+    for rule, group in table.groupby("method"):
+        values = group.sort_values("classes")["cosine_mean"].to_numpy()
+        if len(values) > 1:
+            falls[rule] = 1 - values[-1] / values[0]
+        if rule == "fa":
+            section.checks.append(
+                (
+                    "FA's alignment, mean over C2 to F2, falls with the number of "
+                    "classes",
+                    bool((np.diff(values) < 0).all()) if len(values) > 1 else None,
+                    " > ".join(
+                        f"{v:.3f} (n = {n})"
+                        for v, n in zip(
+                            values, group.sort_values("classes")["seeds"], strict=True
+                        )
+                    ),
+                )
+            )
+    known = {"fa", "ada_fa", "sign_fa"} <= falls.keys()
+    section.checks.append(
+        (
+            "sign-FA's alignment falls least with the number of classes",
+            bool(falls["sign_fa"] == min(falls.values())) if known else None,
+            ", ".join(
+                f"{drawing.LABELS[r]} by {100 * f:.0f}%" for r, f in falls.items()
+            ),
+        )
+    )

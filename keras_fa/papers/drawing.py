@@ -99,6 +99,32 @@ def points(panels, path, xlabel, ylabel, colors, labels=None, **axes):
     return None if figure is None else path
 
 
+def scatter(panels, path, xlabel, ylabel, colors, labels=None, **axes):
+    """A point for each run.
+
+    Args:
+        panels: `{title: {key: (x, y)}}`, arrays of equal length.
+        path: Image file to write.
+        xlabel: Of every panel.
+        ylabel: Of every panel.
+        colors: `{key: colour}`.
+        labels: `{key: text of the legend}`; by default the keys.
+        **axes: Anything that `Axes.set` takes.
+
+    Returns:
+        The path, or None where there is nothing to draw.
+    """
+
+    def draw(axis, title):
+        for key, (x, y) in panels[title].items():
+            label = (labels or {}).get(key, key)
+            axis.plot(x, y, "o", color=colors[key], label=label, markersize=5)
+        axis.set(title=title, xlabel=xlabel, ylabel=ylabel, **axes)
+
+    figure = grid([t for t in panels if panels[t]], draw, path)
+    return None if figure is None else path
+
+
 def band(values, spread="se", log=False):
     """The middle and the edges of repetitions.
 

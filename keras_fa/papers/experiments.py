@@ -27,6 +27,10 @@ class Experiment:
         parts: Functions of (section, runs, folder of the figures).
         measures: Functions of a run's log whose numbers a record of the run keeps.
         stored: CSV files to show where no run is left.
+        beside: Further grids whose runs the parts are given.
+        paper: What the paper has: (function of the runs that counts those that are as
+            long as the paper's, how many the paper has, of what); None where the paper
+            does not say.
     """
 
     grid: str
@@ -35,6 +39,8 @@ class Experiment:
     parts: tuple
     measures: tuple = ()
     stored: tuple = ()
+    beside: tuple = ()
+    paper: tuple | None = None
 
 
 def measures(grid):
@@ -50,6 +56,25 @@ def _with(function, *arguments):
     return part
 
 
+def _long(total, unit="cells", **settings):
+    """How much of the paper's there is: runs with settings of the paper's."""
+
+    def count(runs):
+        return sum(
+            all(
+                run.settings.get(k.replace("__", ".")) == v for k, v in settings.items()
+            )
+            for run in runs
+        )
+
+    return count, total, unit
+
+
+def _repetitions(runs):
+    return len({run.settings["seed"] for run in runs})
+
+
+_TABLE3 = _long(240, epochs=6000)
 EXPERIMENTS = {
     "table3": Experiment(
         "table3",
@@ -57,12 +82,15 @@ EXPERIMENTS = {
         "RK24, table 3",
         (noisy_mnist.table3,),
         (noisy_mnist.deviation, noisy_mnist.own_law),
+        paper=_TABLE3,
+        stored=("table3.csv",),
     ),
     "fig2": Experiment(
         "table3",
         "Noisy MNIST: the conserved ratio",
         "RK24, figure 2",
         (noisy_mnist.figure2,),
+        paper=_TABLE3,
     ),
     "fig3": Experiment(
         "table3",
@@ -70,12 +98,22 @@ EXPERIMENTS = {
         "RK24, figure 3",
         (noisy_mnist.figure3,),
         (noisy_mnist.above_bound,),
+        paper=_TABLE3,
+        stored=("fig3.csv",),
     ),
     "fig4": Experiment(
         "table3",
-        "Noisy MNIST: benign overfitting",
+        "Noisy MNIST: test loss against width",
         "RK24, figure 4",
         (noisy_mnist.figure4,),
+        paper=_TABLE3,
+        stored=("fig4.csv",),
+    ),
+    "noise_fitted": Experiment(
+        "noise_fitted",
+        "Noisy MNIST without decay of the learning rate: is overfitting benign?",
+        "RK24, figure 4",
+        (_with(noisy_mnist.figure4, "noise_fitted"),),
     ),
     "table1": Experiment(
         "table1",
@@ -83,6 +121,22 @@ EXPERIMENTS = {
         "RK24, table 1",
         (_with(class_subsets.accuracies, 1),),
         (class_subsets.best_accuracy, class_subsets.late_accuracy),
+        stored=("table1_earlier.csv",),
+        paper=_long(72, epochs=500),
+    ),
+    "hypothesis2": Experiment(
+        "table1",
+        "LeNet: accuracy against the angle to the true gradient",
+        "RK24, section 6, hypothesis 2",
+        (class_subsets.gradient_scatter,),
+    ),
+    "table1_variants": Experiment(
+        "table1_variants",
+        "LeNet: what closes sign-FA's gap to GD",
+        "RK24, table 1",
+        (class_subsets.variants,),
+        (class_subsets.best_accuracy, class_subsets.late_accuracy),
+        beside=("table1",),
     ),
     "table1_tuning": Experiment(
         "table1_tuning",
@@ -96,18 +150,25 @@ EXPERIMENTS = {
         "LeNet: alignment at 10 classes",
         "RK24, figure 5",
         (_with(class_subsets.layer_alignment, 10),),
+        stored=("fig5_earlier.csv",),
+        paper=_long(24, epochs=500, dataset__num_classes=10),
     ),
     "fig6": Experiment(
         "table1",
         "LeNet: alignment at 25 classes",
         "RK24, figure 6",
         (_with(class_subsets.layer_alignment, 25),),
+        paper=_long(24, epochs=500, dataset__num_classes=25),
     ),
     "fig7": Experiment(
         "table1",
         "LeNet: alignment at 50 classes",
         "RK24, figure 7",
-        (_with(class_subsets.layer_alignment, 50),),
+        (
+            _with(class_subsets.layer_alignment, 50),
+            class_subsets.alignment_by_classes,
+        ),
+        paper=_long(24, epochs=500, dataset__num_classes=50),
     ),
     "table2": Experiment(
         "table2",
@@ -115,6 +176,15 @@ EXPERIMENTS = {
         "RK24, table 2",
         (_with(class_subsets.accuracies, 2),),
         (class_subsets.best_accuracy, class_subsets.late_accuracy),
+        paper=_long(48, epochs=50),
+    ),
+    "table2_excerpt": Experiment(
+        "table2_excerpt",
+        "ResNet-18 on an excerpt of Tiny-ImageNet",
+        "beside RK24, table 2",
+        (_with(class_subsets.excerpt, "table2_excerpt"),),
+        (class_subsets.best_accuracy, class_subsets.late_accuracy),
+        stored=("table2_excerpt.csv",),
     ),
     "convergence": Experiment(
         "convergence",
@@ -143,6 +213,7 @@ EXPERIMENTS = {
         "S21, figure 2",
         (song.song_synthetic,),
         stored=("song_synthetic.csv",),
+        paper=(_repetitions, 50, "repetitions"),
     ),
     "song_cutoff": Experiment(
         "song_cutoff",
@@ -156,6 +227,8 @@ EXPERIMENTS = {
         "MNIST with a penalty on the output weights",
         "S21, figure 3",
         (song.song_mnist,),
+        paper=_long(30, epochs=300, model__kernel_initializer="normal(1.0)"),
+        stored=("song_mnist_earlier.csv",),
     ),
     "akrout_mnist": Experiment(
         "akrout_mnist",

@@ -49,20 +49,23 @@ pre { background: #f5f7fa; padding: .8rem; overflow-x: auto; font-size: .8rem; }
 <h1>{{ title }}</h1>
 <p class="faint">{{ subtitle }}</p>
 <div class="scroll"><table>
-<tr><th>experiment</th><th class="words">source</th><th>cells</th><th>checks</th></tr>
+<tr><th>experiment</th><th class="words">source</th>
+<th class="words">of the paper's</th><th>runs</th><th>checks</th></tr>
 {% for s in sections %}
 <tr><td><a href="#{{ s.name }}">{{ s.title }}</a></td>
 <td class="words">{{ s.source }}</td>
-<td>{{ s.runs|length }}{% if s.missing %} of {{ cells(s) }}{% endif %}</td>
+<td class="words">{{ s.complete }}</td>
+<td>{{ s.runs|length }}</td>
 <td>{{ marks(s) }}</td></tr>
 {% endfor %}
 </table></div>
 {% for s in sections %}
 <section id="{{ s.name }}">
 <h2>{{ s.title }}</h2>
-<p class="faint">{{ s.source }} &middot; {{ s.runs|length }} finished runs</p>
+<p class="faint">{{ s.source }} &middot; {{ s.runs|length }} finished runs
+{% if s.complete %}&middot; of the paper's: {{ s.complete }}{% endif %}</p>
 {% if s.missing %}
-<div class="partial">Partial: {{ s.missing|length }} of {{ cells(s) }}
+<div class="partial">Partial: {{ s.missing|length }}
 cells of the grid are not finished, and all numbers are from those that are.
 <details><summary>the missing cells</summary>
 <pre>{% for name, state in s.missing.items() %}{{ state }}: {{ name }}
@@ -126,7 +129,6 @@ def write(sections, path, title, subtitle):
         sections=sections,
         title=title,
         subtitle=subtitle,
-        cells=lambda section: len(section.runs) + len(section.missing),
         embed=_embed,
         mark=_mark,
         marks=_marks,

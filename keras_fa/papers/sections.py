@@ -77,6 +77,7 @@ class Section:
         missing: Names of the grid's cells that are not finished, with what they are.
         config: Text of the grid's configuration.
         command: The commands that make the runs.
+        complete: How much there is of what the paper has, such as "60 of 240 cells".
     """
 
     name: str
@@ -91,6 +92,7 @@ class Section:
     missing: dict = dataclasses.field(default_factory=dict)
     config: str = ""
     command: str = ""
+    complete: str = ""
 
 
 def read_runs(path, cells=None):
@@ -132,9 +134,10 @@ def compare(ours, paper, keys):
         keys: Names of the columns that settings are in; the last is the rule.
 
     Returns:
-        `pandas.DataFrame` with the settings, "ours", "seeds", "paper" (as printed) and
-        "difference / combined SE": (ours - paper) / sqrt(SE^2 + SE_paper^2), which
-        takes the paper's SE alone where ours is of a single run.
+        `pandas.DataFrame` with the settings, "ours", "n" (runs), "paper" (as printed),
+        "difference / combined SE": (ours - paper) / sqrt(SE^2 + SE_paper^2), and
+        "verdict": "agrees" within two of them, "smaller", "larger", or "not comparable"
+        where ours is of a single run or the paper has no number.
     """
     rows = []
     for _, row in ours.iterrows():
@@ -142,25 +145,44 @@ def compare(ours, paper, keys):
         entry = dict(zip(keys, key, strict=True))
         entry["method"] = drawing.LABELS[entry.pop("rule")]
         entry["ours"] = plus_minus(row["mean"], row["se"])
-        entry["seeds"] = int(row["seeds"])
-        if key in paper:
-            mean, error = paper[key]
-            entry["paper"] = f"{mean:g} ± {error:g}"
-            combined = math.hypot(error, np.nan_to_num(row["se"]))
-            entry["difference / combined SE"] = (
-                f"{(row['mean'] - mean) / combined:+.1f}"
-            )
-        else:
-            entry["paper"] = entry["difference / combined SE"] = "-"
+        entry["n"] = int(row["seeds"])
+        mean, error = paper.get(key, (math.nan, math.nan))
+        entry["paper"] = f"{mean:g} ± {error:g}" if key in paper else "-"
+        difference = (row["mean"] - mean) / math.hypot(error, row["se"])
+        known = math.isfinite(difference)
+        entry["difference / combined SE"] = f"{difference:+.1f}" if known else "-"
+        entry["verdict"] = NOT_COMPARABLE
+        if known:
+            apart = "smaller" if difference < 0 else "larger"
+            entry["verdict"] = AGREES if abs(difference) <= 2 else apart
         rows.append(entry)
     return pd.DataFrame(rows)
 
 
-def plus_minus(mean, error):
-    """Text of a mean and its standard error, with the digits that the error allows."""
+AGREES, NOT_COMPARABLE = "agrees", "not comparable"
+
+
+def tally(verdicts):
+    """Whether all verdicts of `compare` agree (None: nothing to compare); in words."""
+    counts = pd.Series(list(verdicts), dtype=object).value_counts()
+    compared = counts.drop(NOT_COMPARABLE, errors="ignore")
+    holds = bool(set(compared.index) <= {AGREES}) if len(compared) else None
+    order = [AGREES, "smaller", "larger", NOT_COMPARABLE]
+    return holds, ", ".join(f"{counts[v]} {v}" for v in order if v in counts)
+
+
+def plus_minus(mean, error, digits=None):
+    """Text of a mean and its standard error, with the digits that the error allows.
+
+    Args:
+        mean: A number.
+        error: Its standard error; where it is not finite or nothing, only the mean is
+            told.
+        digits: Behind the point, where the error says nothing.
+    """
     # Numbers that differ by rounding alone have no error to speak of.
-    if not error > 1e-12 * abs(mean):
-        return f"{mean:.3g}"
+    if not (math.isfinite(error) and error > 1e-12 * abs(mean)):
+        return f"{mean:.3g}" if digits is None else f"{mean:.{digits}f}"
     digits = max(0, 1 - math.floor(math.log10(error)))
     return f"{mean:.{digits}f} ± {error:.{digits}f}"
 

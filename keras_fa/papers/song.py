@@ -142,58 +142,94 @@ def song_cutoff(section, runs, folder):
         )
 
 
+_STARTS = {
+    "normal(1.0)": "the paper's start",
+    "uniform_fan_in": "torch's start",
+}
+
+
 def song_mnist(section, runs, folder):
     """Error-signal alignment and test accuracy on MNIST: figure 3 of S21."""
+    each = "example_error_cosine/dense_1"
     rows = pd.DataFrame(
         {
+            "start": _STARTS[run.settings["model.kernel_initializer"]],
             "lambda": run.settings["optimizer.weight_decay"],
             "epochs": run.settings["epochs"],
-            "cosine": run.final["error_cosine/dense_1"],
+            "cosine": run.final[each],
+            "cosine_of_sum": run.final["error_cosine/dense_1"],
+            "weight_cosine": run.final["alignment/dense_2"],
             "accuracy": 100 * run.final["val_accuracy"],
+            "train_accuracy": 100 * run.final["accuracy"],
+            "train_loss": run.final["loss"],
         }
         for run in runs
     )
-    table = run_folder.aggregate(rows, ["lambda", "epochs"], ["cosine", "accuracy"])
+    values = [c for c in rows if c not in ("start", "lambda", "epochs")]
+    table = run_folder.aggregate(rows, ["start", "lambda", "epochs"], values)
     section.data["song_mnist.csv"] = table
     lambdas = sorted(rows["lambda"].unique())
     labels = {value: f"λ = {value:g}" for value in lambdas}
     panels = {
-        title: {
+        f"{title}, {start}": {
             value: stack(
                 [runs[i] for i in part.index], lambda r, k=key, s=scale: s * r.log[k], 1
             )
-            for value, part in rows.groupby("lambda")
+            for value, part in group.groupby("lambda")
         }
+        for start, group in rows.groupby("start")
         for title, key, scale in (
-            ("cos(δ_BP, δ_FA) at the hidden layer", "error_cosine/dense_1", 1),
+            ("cos(δ_BP, δ_FA)", each, 1),
             ("test accuracy, %", "val_accuracy", 100),
         )
     }
-    section.figures["Alignment and accuracy against epochs, mean and sd."] = (
-        drawing.curves(
-            panels,
-            folder / "song_fig3.png",
-            "epoch",
-            "",
-            drawing.shades(lambdas),
-            labels,
-            spread="sd",
-        )
+    section.figures[
+        "Alignment at the hidden layer, the errors of the examples side by side, and "
+        "accuracy against epochs, mean and sd."
+    ] = drawing.curves(
+        panels,
+        folder / "song_fig3.png",
+        "epoch",
+        "",
+        drawing.shades(lambdas),
+        labels,
+        spread="sd",
     )
-    section.tables["After the last epoch."] = table.assign(
-        cosine=[plus_minus(r.cosine_mean, r.cosine_se) for r in table.itertuples()],
-        accuracy=[
-            plus_minus(r.accuracy_mean, r.accuracy_se) for r in table.itertuples()
-        ],
-    )[["lambda", "epochs", "cosine", "accuracy", "seeds"]]
-    cosines = table.sort_values("lambda")["cosine_mean"].to_numpy()
-    section.checks.append(
-        (
-            "alignment rises with lambda",
-            decreasing(-cosines) if len(cosines) > 1 else None,
-            " < ".join(f"{c:.3f}" for c in cosines),
-        )
+    section.tables[
+        "After the last epoch; mean ± standard error over n runs. `of sum`: the angle "
+        "of the errors summed over the batch, which nearly cancel."
+    ] = pd.DataFrame(
+        {
+            "start": table["start"],
+            "λ": table["lambda"],
+            "epochs": table["epochs"],
+            "cosine": [plus_minus(r.cosine_mean, r.cosine_se) for r in _each(table)],
+            "of sum": [f"{v:.3f}" for v in table["cosine_of_sum_mean"]],
+            "cos(b, β)": [f"{v:.3f}" for v in table["weight_cosine_mean"]],
+            "test": [plus_minus(r.accuracy_mean, r.accuracy_se) for r in _each(table)],
+            "train": [f"{v:.1f}" for v in table["train_accuracy_mean"]],
+            "train loss": [f"{v:.3g}" for v in table["train_loss_mean"]],
+            "n": table["seeds"],
+        }
     )
+    for start, group in table.groupby("start"):
+        group = group.sort_values("lambda")
+        for what, value in (("alignment", "cosine"), ("test accuracy", "accuracy")):
+            means = group[f"{value}_mean"].to_numpy()
+            section.checks.append(
+                (
+                    f"{start}: {what} rises with lambda",
+                    decreasing(-means) if len(means) > 1 else None,
+                    ", ".join(
+                        f"λ = {r[0]:g}: {r[1]:.3f} (n = {r[2]})"
+                        for r in group[["lambda", f"{value}_mean", "seeds"]].to_numpy()
+                    ),
+                )
+            )
+
+
+def _each(table):
+    return list(table.itertuples())
 
 
 def _song_rows(runs):
