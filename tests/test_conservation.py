@@ -604,6 +604,44 @@ def sum_with_a_constant(x):
     return dense(2, "o")(x)
 
 
+@row("a -> o (1 units)")
+def fourier_transform(x):
+    """A map of all entries to all: the sum over them is what is left."""
+    h = dense(4, "a")(x)
+    real, imaginary = ops.fft((h, ops.zeros_like(h)))
+    return dense(2, "o")(real + imaginary)
+
+
+@row("a -> o (4 units; no law: 'r' (Rescaling) has an offset)")
+def rescaling_with_an_offset(x):
+    x = layers.Rescaling(2.0, 1.0, name="r")(dense(4, "a", "relu")(x))
+    return dense(2, "o")(x)
+
+
+@row("a -> o (4 units)")
+def rescaling_of_each_channel(x):
+    x = layers.Rescaling([1.0, 2.0, 3.0, 4.0], name="r")(dense(4, "a", "relu")(x))
+    return dense(2, "o")(x)
+
+
+@row("a -> o (4 units)")
+def divided_by_a_constant(x):
+    return dense(2, "o")(dense(4, "a", "relu")(x) / 2.0)
+
+
+@row(
+    "a + b -> o (4 units; no law: the channels cannot be followed through 'true_divide')",
+    runs=False,
+)
+def divided_by_another_signal(x):
+    return dense(2, "o")(dense(4, "a", "relu")(x) / dense(4, "b", "relu")(x))
+
+
+@row("a -> o (4 units)", shapes=((6, 4),))
+def mean_over_an_axis_counted_from_the_end(x):
+    return dense(2, "o")(ops.mean(dense(4, "a", "relu")(x), axis=-2))
+
+
 def two_inputs(**structure):
     """A nested model of inputs p and q of 4 channels, which treats them differently."""
     p, q = (keras.Input((4,), name=n, dtype="float64") for n in "pq")
