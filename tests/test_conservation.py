@@ -630,7 +630,8 @@ def divided_by_a_constant(x):
 
 
 @row(
-    "a + b -> o (4 units; no law: the channels cannot be followed through 'true_divide')",
+    "a + b -> o (4 units; no law: the channels cannot be followed through "
+    "'true_divide')",
     runs=False,
 )
 def divided_by_another_signal(x):
