@@ -349,6 +349,9 @@ def test_outputs_are_scaled(output_scale, factor):
     x, _ = _data(model)
     # Measured: 2e-16.
     assert_close(model(x), factor * np.tanh(x @ w) @ beta, 1e-14)
+    copy = keras.models.clone_model(model)
+    copy.set_weights(model.get_weights())
+    np.testing.assert_array_equal(copy(x), model(x))
 
 
 @pytest.mark.parametrize("output_scale", ["sqrt_width", [1.0]])
