@@ -6,6 +6,7 @@ imported wherever the name is looked up, in the worker processes of a sweep too.
 """
 
 import difflib
+import functools
 import importlib
 import inspect
 
@@ -60,7 +61,8 @@ def get(kind, name):
     Args:
         kind: As for `register`.
         name: A registered name, or "module:function", whose module is imported;
-            "module:Class.method" works as well.
+            "module:Class.method" works as well. What was registered with an attribute
+            `takes_address` is named with its first argument: "folder:PATH".
 
     Returns:
         What was registered, or the object of that name in the module.
@@ -71,6 +73,9 @@ def get(kind, name):
     """
     table = _table(kind)
     if isinstance(name, str) and ":" in name:
+        scheme, address = name.split(":", 1)
+        if getattr(table.get(scheme), "takes_address", False):
+            return functools.partial(table[scheme], address)
         return _imported(kind, name)
     if name in table:
         return table[name]

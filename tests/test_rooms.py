@@ -66,6 +66,8 @@ ROOMS = (
     "_cluster",
     "distribution",
     "datasets.transforms",
+    "datasets.images",
+    "datasets.records",
     "datasets.pipelines",
     "datasets.tiny_imagenet",
     "datasets.sources",

@@ -17,11 +17,19 @@ from collections.abc import Sequence
 import numpy as np
 
 from keras_fa import registry
-from keras_fa.datasets import sources, synthetic, transforms
+from keras_fa.datasets import images, sources, synthetic, transforms
+from keras_fa.datasets.images import BadExample
 from keras_fa.datasets.pipelines import Dataset
 from keras_fa.datasets.sources import DatasetNotFound
 
-__all__ = ["NAMES", "Dataset", "DatasetNotFound", "UnknownOptionError", "load"]
+__all__ = [
+    "NAMES",
+    "BadExample",
+    "Dataset",
+    "DatasetNotFound",
+    "UnknownOptionError",
+    "load",
+]
 
 NAMES = ("digits", *sources.TFDS_NAMES, *synthetic.PROBLEMS)
 """The names of the toolkit's own data sets."""
@@ -31,12 +39,19 @@ for _name in NAMES:
         synthetic.PROBLEMS.get(_name) or sources.reader(_name)
     )
 
+# Of images that lie encoded somewhere, named "scheme:address".
+_SCHEMES = {"folder": images.read_folder, "tfds": sources.read_address}
+for _name, _read in _SCHEMES.items():
+    _read.takes_address = True
+    registry.register("dataset", _name)(_read)
+
 
 class UnknownOptionError(TypeError):
     """An option that `load` or the data set does not have."""
 
 
 _AUTO_BATCH_SIZE = 128
+_MEMORY_BYTES = 2**32
 
 
 def load(
@@ -58,6 +73,10 @@ def load(
     seed: int = 0,
     data_dir: str | os.PathLike | None = None,
     manual_dir: str | os.PathLike | None = None,
+    image_size: int | None = None,
+    channels: int | None = None,
+    memory_bytes: int = _MEMORY_BYTES,
+    on_bad_example: str = "stop",
     **sizes: int | float | str,
 ) -> Dataset:
     """Loads a data set.
@@ -74,6 +93,9 @@ def load(
             and `"tiny_imagenet"` are read through TensorFlow Datasets and, where they
             are not prepared, downloaded by it; Tiny-ImageNet's validation set is the
             test set. The others are synthetic: see `keras_fa.datasets.synthetic`.
+            `"folder:PATH"` reads `PATH/train/CLASS/*.jpg` and the same classes in
+            `PATH/test`, `val` or `validation`; `"tfds:NAME[/CONFIG][:VERSION]"` any set
+            of TensorFlow Datasets that has images and class labels.
         num_classes: Keep this many classes, drawn at random.
         class_seed: Draws them; by default `seed`. Give it to repeat a run with other
             seeds on the same classes.
@@ -101,6 +123,12 @@ def load(
             written. So a `TFDS_DATA_DIR` may be read-only.
         manual_dir: Folder with archives fetched by hand, such as
             `tiny-imagenet-200.zip`. By default `downloads/manual` in any of these.
+        image_size: Side of the images of "folder:" and "tfds:", which are scaled, and
+            cut to their middle. Needed where they differ in size.
+        channels: 1 or 3, of the same: 3 unless the set's description says other.
+        memory_bytes: Sets up to this size, decoded, are held in memory.
+        on_bad_example: "stop" refuses an image that cannot be read by its file and
+            index; "skip" leaves such images out, with a warning for each.
         **sizes: The sizes of a synthetic problem, such as `n`, `n_test` and `d_in`.
 
     Returns:
@@ -116,6 +144,7 @@ def load(
             "data".
     """
     _check(name, sizes, dtype, seed, class_seed)
+    _check_images(name, image_size, channels, memory_bytes, on_bad_example)
     for option, value in (
         ("scale", scale),
         ("flatten", flatten),
@@ -128,6 +157,16 @@ def load(
         raw = synthetic.PROBLEMS[name](problem_seed, **sizes)
     elif name in NAMES:
         raw = sources.reader(name)(data_dir, manual_dir)
+    elif name.partition(":")[0] in _SCHEMES:
+        scheme, _, address = name.partition(":")
+        fields = {"image_size": image_size, "channels": channels}
+        if scheme == "tfds":
+            fields |= {
+                "data_dir": data_dir,
+                "manual_dir": manual_dir,
+                "memory_bytes": memory_bytes,
+            }
+        raw = _SCHEMES[scheme](address, **fields)
     else:
         source = registry.get("dataset", name)
         given = {} if "seed" in sizes else {"seed": seed}
@@ -153,6 +192,9 @@ def load(
         )
     if train_size is not None:
         raw = raw.with_train_size(train_size, seed)
+
+    if isinstance(raw.x_train, images.Images):
+        raw = images.in_memory(raw, on_bad_example)
 
     labels, noisy = raw.y_train, None
     if is_classification:
@@ -207,11 +249,11 @@ def _check(
     registry.get("dataset", name)
     options = [p.name for p in inspect.signature(load).parameters.values()]
     options = [option for option in options if option not in ("name", "sizes")]
-    known = []
+    known, scheme = [], name.partition(":")[0]
     if name in synthetic.PROBLEMS:
         known = list(inspect.signature(synthetic.PROBLEMS[name]).parameters)[1:]
     for option, value in sizes.items():
-        if name in NAMES and option not in known:
+        if (name in NAMES or scheme in _SCHEMES) and option not in known:
             hint = registry.did_you_mean(option, [*options, *known], "{}")
             raise UnknownOptionError(
                 f"load({name!r}) has no option {option!r}.{hint} Its sizes are "
@@ -232,6 +274,33 @@ def _check(
         ):
             raise ValueError(
                 f"{option} must be an integer from 0. Received: {value!r}."
+            )
+
+
+def _check_images(name, image_size, channels, memory_bytes, on_bad_example) -> None:
+    """Refuses options of encoded images that are wrong, or of a set without any."""
+    given = {"image_size": image_size, "channels": channels}
+    if name.partition(":")[0] not in _SCHEMES:
+        for option, value in given.items():
+            if value is not None:
+                raise ValueError(
+                    f"{option} has a meaning for folder:PATH and tfds:NAME alone, not "
+                    f"for {name!r}."
+                )
+    if channels not in (None, 1, 3):
+        raise ValueError(f"channels must be 1 or 3. Received: {channels!r}.")
+    if on_bad_example not in ("stop", "skip"):
+        raise ValueError(
+            f"on_bad_example must be 'stop' or 'skip'. Received: {on_bad_example!r}."
+        )
+    for option, value in (("image_size", image_size), ("memory_bytes", memory_bytes)):
+        if value is not None and not (
+            isinstance(value, numbers.Integral)
+            and not isinstance(value, bool)
+            and value >= (option == "image_size")
+        ):
+            raise ValueError(
+                f"{option} must be a positive integer. Received: {value!r}."
             )
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from keras_fa._extras import extra
+from keras_fa.datasets import records
 from keras_fa.datasets.transforms import RawData
 
 TFDS_NAMES = ("mnist", "fashion_mnist", "cifar10", "cifar100", "tiny_imagenet")
@@ -97,6 +98,44 @@ def read_tfds(
     elif name == "tiny_imagenet" and manual_dir is not None:
         _check_same_archive(prepared, Path(manual_dir))
     return _read_prepared(prepared)
+
+
+def read_address(
+    address: str,
+    data_dir: str | os.PathLike | None = None,
+    manual_dir: str | os.PathLike | None = None,
+    memory_bytes: int = 0,
+    image_size: int | None = None,
+    channels: int | None = None,
+) -> RawData:
+    """Any set of TensorFlow Datasets with images and class labels, as it is encoded.
+
+    Args:
+        address: `NAME[/CONFIG][:VERSION]`.
+        data_dir: As for `read_tfds`.
+        manual_dir: As for `read_tfds`.
+        memory_bytes: See `records.read_prepared`, as the last two.
+        image_size: Side of the images.
+        channels: 1 or 3.
+
+    Raises:
+        DatasetNotFound: If the set is not there and cannot be made.
+        ValueError: If TFDS has no such set, or it is none of labelled images.
+    """
+    with extra("data"):
+        import tensorflow_datasets as tfds
+    folders = _data_dirs(data_dir)
+    path = records.find(address, folders)
+    if path is None:
+        try:
+            path = _prepare(address, folders, manual_dir)
+        except tfds.core.registered.DatasetNotFoundError as error:
+            reason = str(error).strip().splitlines()[0]
+            raise ValueError(f"TFDS has no set tfds:{address}: {reason}") from error
+    name = f"tfds:{address}"
+    return records.read_prepared(
+        path, name, memory_bytes, folders, image_size, channels
+    )
 
 
 def _data_dirs(data_dir: str | os.PathLike | None) -> list[Path]:
@@ -182,10 +221,10 @@ def _prepare(
             builder.download_and_prepare(download_config=config)
     except Exception as error:
         # Another process may have prepared the same set in the meantime.
-        if _find_prepared(name, [target]) is None:
+        if records.find(name, [target]) is None:
             reason = f"and preparing it in {target} failed: {error}"
             raise _not_found(name, folders, reason) from error
-    return _find_prepared(name, [target])
+    return records.find(name, [target])
 
 
 def _is_writable(folder: Path) -> bool:

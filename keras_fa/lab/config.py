@@ -94,6 +94,9 @@ def default_config():
             "class_seed": placeholder(int),
             "exclude_classes": placeholder(tuple),
             "standardize": placeholder(str),
+            "image_size": placeholder(int),
+            "memory_bytes": placeholder(int),
+            "on_bad_example": placeholder(str),
         }
     )
     config.model = ConfigDict({"name": "mlp"})

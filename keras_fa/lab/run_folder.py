@@ -386,7 +386,13 @@ def identity(value):
 
 # Fields that came later, those of sections first: the default there is what a
 # configuration without them says, so that both are of one run.
-_LATER = (("dataset", "exclude_classes", None), ("checkpoint_every_seconds", 0.0))
+_LATER = (
+    ("dataset", "exclude_classes", None),
+    ("dataset", "image_size", None),
+    ("dataset", "memory_bytes", None),
+    ("dataset", "on_bad_example", None),
+    ("checkpoint_every_seconds", 0.0),
+)
 
 
 def _without_later_fields(value):
