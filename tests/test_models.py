@@ -190,6 +190,11 @@ def _trainable(model):
     return sum(v.numpy().size for v in forward_variables(model))
 
 
+@pytest.mark.parametrize("build", [models.mlp, models.lenet, models.resnet18])
+def test_without_a_number_of_classes_there_are_ten(build):
+    assert build((32, 32, 3)).output_shape == (None, 10)
+
+
 @every_rule
 def test_parameter_counts(rule):
     lenet = models.lenet((32, 32, 3), 10, rule=rule)
