@@ -190,9 +190,8 @@ def _trainable(model):
     return sum(v.numpy().size for v in forward_variables(model))
 
 
-@pytest.mark.parametrize("build", [models.mlp, models.lenet, models.resnet18])
-def test_without_a_number_of_classes_there_are_ten(build):
-    assert build((32, 32, 3)).output_shape == (None, 10)
+def test_without_sizes_an_mlp_has_a_hundred_units_and_ten_outputs():
+    assert [x.units for x in feedback_layers(models.mlp((4,)))] == [100, 10]
 
 
 @every_rule
