@@ -185,6 +185,10 @@ NAN = float("nan")
         ({"optimizer": {"name": "adam", "beta_1": -1}}, "beta_1 must be .* at least 0"),
         ({"optimizer": {"name": "adam", "beta_2": 1}}, r"beta_2 must be .* \[0, 1\)"),
         ({"optimizer": {"name": "adam", "weight_decay": -1.0}}, "weight_decay must be"),
+        (
+            {"optimizer": {"name": "adam", "momentum": 0.9}},
+            "optimizer.momentum has no meaning for adam",
+        ),
     ],
 )
 def test_what_no_run_could_use_is_refused_by_its_name(changes, match):

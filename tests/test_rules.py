@@ -339,6 +339,8 @@ def test_seed_decides_the_feedback():
     first = _feedback(FeedbackAlignment(seed=3))
     np.testing.assert_array_equal(first, _feedback(FeedbackAlignment(seed=3)))
     assert not np.array_equal(first, _feedback(FeedbackAlignment(seed=4)))
+    drawn = keras.initializers.GlorotUniform(seed=3)(first.shape)
+    np.testing.assert_array_equal(first, drawn)
 
 
 @pytest.mark.parametrize("index", [0, 1, 2])
