@@ -20,6 +20,7 @@ from keras_fa.lab import plans, records, run_folder
 from keras_fa.papers import (
     akrout,
     audits,
+    claims,
     class_subsets,
     drawing,
     mnist_errors,
@@ -29,6 +30,7 @@ from keras_fa.papers import (
     report,
     sections,
     song,
+    theory,
 )
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -371,9 +373,42 @@ def test_grids_are_whole(path):
     assert listed is None or int(listed[1]) == len(cells)
 
 
+def test_a_claim_is_contrary_as_soon_as_a_check_fails():
+    claim = claims.Claim("RK24", "theorem 0", "It.", "fig3", "above")
+    told = section("fig3", checks=[("b above a", True, "2 > 1"), ("other", False, "")])
+    verdict = claims._judged(claim, told)
+    assert verdict.verdict == "confirmed" and "2 > 1" in verdict.evidence
+    told.checks.append(("d above c", False, "3 < 4"))
+    verdict = claims._judged(claim, told)
+    assert verdict.verdict == "contrary" and "1 of 2" in verdict.evidence
+    assert "3 < 4" in verdict.evidence and "2 > 1" not in verdict.evidence
+    told.checks = [("b above a", None, "")]
+    assert claims._judged(claim, told).verdict == "not tested"
+    assert claims._judged(claim, None).verdict == "not tested"
+
+
+def test_claims_are_of_experiments_and_stand_in_the_report(tmp_path):
+    chosen = [claim for claim in claims.CLAIMS if claim.section is not None]
+    assert {claim.section for claim in chosen} <= papers.EXPERIMENTS.keys()
+    assert all(claim.checks for claim in chosen)
+    named = [(claim.paper, claim.number) for claim in claims.CLAIMS]
+    assert len(set(named)) == len(named)
+    told = section(
+        "fig3", checks=[("sign-FA's alignment above 1/sqrt(n)", True, "<i>")]
+    )
+    path = report.write([told], tmp_path / "report.html", "Title", "", whole=True)
+    text = path.read_text()
+    assert text.count('<tr id="claim-') == len(claims.CLAIMS)
+    assert "1 confirmed, 0 contrary" in text and "&lt;i&gt;" in text
+    assert '<a href="#fig3">section</a>' in text
+
+
 def test_every_experiment_has_a_grid():
     stems = {path.stem for path in GRIDS}
-    assert {e.grid for e in papers.EXPERIMENTS.values()} <= stems
+    grids = {e.grid for e in papers.EXPERIMENTS.values() if not e.measured}
+    assert grids <= stems
+    measured = {e.measured for e in papers.EXPERIMENTS.values() if e.grid is None}
+    assert measured == theory.MEASUREMENTS.keys()
     assert printed.REMARKS.keys() <= papers.EXPERIMENTS.keys()
 
 

@@ -85,6 +85,7 @@ def main():
         + _revision()
         + ". RK24: Robertson and Koyejo (2024); RK23: Robertson and Koyejo (2023); "
         "S21: Song, Xu and Lafferty (2021).",
+        whole=names == list(experiments),
     )
     console.print(f"report: {folder / file}", soft_wrap=True)
 
@@ -107,6 +108,8 @@ def _section(name, experiment, folder):
     from keras_fa.lab import plans, records
     from keras_fa.papers import printed
 
+    if experiment.measured:
+        return _measured(name, experiment, folder)
     path = plans.find("grid", experiment.grid)
     text = ast.get_docstring(ast.parse(path.read_text()), clean=False)
     grid = plans.read_plan("grid", path)
@@ -140,6 +143,31 @@ def _section(name, experiment, folder):
             part(section, section.runs, folder / "figures")
     if not section.tables:
         _earlier(section, experiment, folder)
+    section.figures = {k: v for k, v in section.figures.items() if v is not None}
+    return section
+
+
+def _measured(name, experiment, folder):
+    """The section of one experiment, from the rows that were measured."""
+    from keras_fa import papers
+    from keras_fa.papers import measured, printed
+
+    rows = measured.read(folder / "theory", experiment.measured)
+    cells = measured.MEASUREMENTS[experiment.measured].cells
+    section = papers.Section(
+        name,
+        experiment.title,
+        experiment.source,
+        remarks=printed.REMARKS.get(name, "").strip(),
+        command=f"keras-fa measure --what={experiment.measured} --results=DIR\n"
+        f"keras-fa reproduce --experiment={name} --results=DIR",
+        complete=f"{len(rows)} of {len(cells)} cells measured",
+    )
+    if len(rows):
+        for part in experiment.parts:
+            part(section, rows, folder / "figures")
+        commits = ", ".join(sorted(set(rows["commit"].astype(str))))
+        section.config = f"measured at {commits}"
     section.figures = {k: v for k, v in section.figures.items() if v is not None}
     return section
 
@@ -215,9 +243,10 @@ def _print(section, console):
 
 
 def _print_list(experiments, console):
-    table = Table("experiment", "what", "source", "grid")
+    table = Table("experiment", "what", "source", "grid or measurement")
     for name, experiment in experiments.items():
-        table.add_row(name, experiment.title, experiment.source, experiment.grid)
+        made_of = experiment.grid or experiment.measured
+        table.add_row(name, experiment.title, experiment.source, made_of)
     console.print(table)
 
 

@@ -232,7 +232,7 @@ def _accuracy(folder):
 
 def _train(config, folder, strategy, progress, extra_callbacks):
     # The code that this process has, whatever is checked out when the run ends.
-    commit = _commit()
+    revision = commit()
     scope = distribution.get_strategy(strategy).scope()
     dataset = load(config)
     with scope:
@@ -295,7 +295,7 @@ def _train(config, folder, strategy, progress, extra_callbacks):
             "classes": dataset.classes and list(dataset.classes),
         },
         "strategy": strategy,
-        "environment": _environment(commit),
+        "environment": _environment(revision),
     }
 
 
@@ -321,7 +321,7 @@ def _set_determinism(config):
         _keras.set_op_determinism(False)
 
 
-def _commit():
+def commit():
     """The commit of the toolkit's code, in a checkout where git tells; else None."""
     root = pathlib.Path(__file__).parents[2]
     if not (root / ".git").exists() or shutil.which("git") is None:
@@ -335,7 +335,7 @@ def _commit():
     return done.stdout.strip() or None
 
 
-def _environment(commit):
+def _environment(revision):
     devices = [device.name for device in tf.config.list_logical_devices()]
     return {
         "python": platform.python_version(),
@@ -344,7 +344,7 @@ def _environment(commit):
         # Which kernels TensorFlow takes on a CPU: sums differ in their last digits.
         "onednn": os.environ.get("TF_ENABLE_ONEDNN_OPTS", "default"),
         "keras_fa": __version__,
-        "commit": commit,
+        "commit": revision,
         "keras": keras.__version__,
         "tensorflow": tf.__version__,
         "numpy": np.__version__,

@@ -13,6 +13,7 @@ from keras_fa.papers import (
     precision,
     printed,
     song,
+    theorems,
 )
 
 
@@ -21,7 +22,7 @@ class Experiment:
     """How an experiment's section is made.
 
     Attributes:
-        grid: Name of the grid, and of the folder of its runs.
+        grid: Name of the grid, and of the folder of its runs; None where there is none.
         title: For people.
         source: Where it is in which paper.
         parts: Functions of (section, runs, folder of the figures).
@@ -31,6 +32,8 @@ class Experiment:
         paper: What the paper has: (function of the runs that counts those that are as
             long as the paper's, how many the paper has, of what); None where the paper
             does not say.
+        measured: Name of the measurement (`keras-fa measure`) that the section is made
+            of in the place of runs: the parts take its rows.
     """
 
     grid: str
@@ -41,6 +44,7 @@ class Experiment:
     stored: tuple = ()
     beside: tuple = ()
     paper: tuple | None = None
+    measured: str = ""
 
 
 def measures(grid):
@@ -68,6 +72,10 @@ def _long(total, unit="cells", **settings):
         )
 
     return count, total, unit
+
+
+def _theorem(name, title, source, part):
+    return Experiment(None, title, source, (part,), measured=name)
 
 
 def _repetitions(runs):
@@ -229,6 +237,60 @@ EXPERIMENTS = {
         (song.song_mnist,),
         paper=_long(30, epochs=300, model__kernel_initializer="normal(1.0)"),
         stored=("song_mnist_earlier.csv",),
+    ),
+    "proposition_5_7": _theorem(
+        "proposition_5_7",
+        "Convergence with an alpha known before training",
+        "RK24, theorem 5.1, proposition 5.7",
+        theorems.proposition_5_7,
+    ),
+    "rk23_theorems": _theorem(
+        "rk23",
+        "Linear networks: minimum norm on and off the span, rate, corollary",
+        "RK23, theorems 5.1 and 5.2, lemma A.1",
+        theorems.rk23,
+    ),
+    "theorem_3_2": _theorem(
+        "theorem_3_2",
+        "Wide tanh networks converge with lazy weights",
+        "S21, theorem 3.2; RK24, theorem 5.1 at beta = 1",
+        theorems.theorem_3_2,
+    ),
+    "proposition_3_3": _theorem(
+        "proposition_3_3",
+        "The kernel's smallest eigenvalue",
+        "S21, proposition 3.3",
+        theorems.proposition_3_3,
+    ),
+    "theorem_4_2": _theorem(
+        "theorem_4_2",
+        "Contraction under a penalty, tanh",
+        "S21, theorem 4.2",
+        _with(theorems.contraction, "4.2"),
+    ),
+    "theorem_4_3": _theorem(
+        "theorem_4_3",
+        "Contraction under a penalty, linear",
+        "S21, theorem 4.3",
+        _with(theorems.contraction, "4.3"),
+    ),
+    "proposition_4_5": _theorem(
+        "proposition_4_5",
+        "Gaussian inputs are nearly isometric",
+        "S21, definition 4.4, proposition 4.5",
+        theorems.proposition_4_5,
+    ),
+    "theorem_4_6": _theorem(
+        "theorem_4_6",
+        "Alignment that stays after the penalty has ended",
+        "S21, theorem 4.6",
+        theorems.theorem_4_6,
+    ),
+    "figure2_converged": _theorem(
+        "figure_2",
+        "A penalty makes wide networks align, followed to the end",
+        "S21, figure 2",
+        theorems.figure_2,
     ),
     "akrout_mnist": Experiment(
         "akrout_mnist",

@@ -50,6 +50,15 @@ def linear_map(section, runs, folder):
     section.figures["Figure 2: the loss against steps."] = drawing.curves(
         {"loss": loss}, folder / "rk23_fig2.png", "step", "loss", colors, yscale="log"
     )
+    for name, (_, losses) in loss.items():
+        fell = losses[:, -1] / losses[:, 0]
+        section.checks.append(
+            (
+                f"{name}: the loss falls below a tenth of its first value",
+                bool((fell < 0.1).all()),
+                f"to {fell.min():.2g} to {fell.max():.2g} of it in {len(fell)} runs",
+            )
+        )
     section.checks += [
         (
             "the conserved ratio stays within 1% of 1",

@@ -108,22 +108,30 @@ def figure2(section, runs, folder):
             line=1.0,
         )
     )
+    ends = pd.DataFrame(
+        {
+            "width": run.width,
+            "method": run.settings["rule"],
+            "ratio": ratio.iloc[-1] / ratio.iloc[0],
+        }
+        for run in runs
+        for ratio in [_paper_potential(run.log)]
+    )
+    for rule in ("fa", "ada_fa", "sign_fa"):
+        own = ends[(ends["method"] == rule) & (ends["width"] >= 60)]
+        apart = (own["ratio"] - 1).abs()
+        section.checks.append(
+            (
+                f"{drawing.LABELS[rule]}: the ratio ends within 5% of 1 at widths from "
+                "60 on",
+                bool((apart < 0.05).all()) if len(own) else None,
+                f"at most {apart.max():.2g} from 1 in {len(own)} runs",
+            )
+        )
     section.tables[
         "The ratio at the end, mean over seeds. For GD it is no conserved quantity."
     ] = pivot(
-        run_folder.aggregate(
-            pd.DataFrame(
-                {
-                    "width": run.width,
-                    "method": run.settings["rule"],
-                    "ratio": ratio.iloc[-1] / ratio.iloc[0],
-                }
-                for run in runs
-                for ratio in [_paper_potential(run.log)]
-            ),
-            ["width", "method"],
-            ["ratio"],
-        ),
+        run_folder.aggregate(ends, ["width", "method"], ["ratio"]),
         "width",
         "method",
         lambda r: plus_minus(r["ratio_mean"], r["ratio_se"], 3),
@@ -155,6 +163,7 @@ def figure3(section, runs, folder):
     section.tables["cos(W2, B2) at the end."] = pivot(
         table, "width", "method", lambda r: plus_minus(r["cosine_mean"], r["cosine_se"])
     )
+    _aligned(section, runs)
     means = {(r.width, r.method): r.cosine_mean for r in table.itertuples()}
     for width in sorted({width for width, _ in means}):
         fa, ada = means.get((width, "fa")), means.get((width, "ada_fa"))
@@ -175,6 +184,45 @@ def figure3(section, runs, folder):
             f"smallest distance {min(bound):.3f} in {len(bound)} runs" if bound else "",
         )
     )
+
+
+def _aligned(section, runs):
+    """Definition 4.1: c, nine tenths of the cosine at the end, and T_c."""
+    found = []
+    for run in runs:
+        if run.settings["rule"] != "backprop":
+            cosine = run.log["alignment/dense_2"]
+            below = run.log["epoch"][cosine < 0.9 * cosine.iloc[-1]]
+            found.append(
+                {
+                    "width": run.width,
+                    "method": run.settings["rule"],
+                    "c": 0.9 * cosine.iloc[-1],
+                    "epoch": below.max() if len(below) else 0,
+                }
+            )
+    table = run_folder.aggregate(
+        pd.DataFrame(found), ["width", "method"], ["c", "epoch"]
+    )
+    section.tables[
+        "Definition 4.1, cos(W2, B2) >= c for all t > T_c: c, nine tenths of the "
+        "cosine at the end, and T_c, the last logged epoch below it; means over seeds."
+    ] = pivot(
+        table,
+        "width",
+        "method",
+        lambda r: f"{r['c_mean']:.2f}, {r['epoch_mean']:.0f}",
+    )
+    for method, group in table.groupby("method"):
+        section.checks.append(
+            (
+                f"{drawing.LABELS[method]} aligns: c > 0 from some T_c on "
+                "(definition 4.1)",
+                bool((group["c_mean"] > 0).all()),
+                f"c at least {group['c_mean'].min():.2f}, T_c at most "
+                f"{group['epoch_mean'].max():.0f} epochs",
+            )
+        )
 
 
 def figure4(section, runs, folder, stem="fig4"):

@@ -5,6 +5,7 @@ import pathlib
 
 from keras_fa._extras import extra
 from keras_fa.lab import run_folder
+from keras_fa.papers import claims
 
 with extra("papers"):
     import jinja2
@@ -38,6 +39,23 @@ th:first-child, td:first-child { text-align: left; }
 td.words, th.words { text-align: left; white-space: normal; }
 figure { margin: 1.2rem 0; } figure img { max-width: 100%; max-height: 18rem; }
 figcaption, .caption { color: var(--faint); font-size: .9rem; margin: 1.6rem 0 .4rem; }
+.claims { table-layout: fixed; width: 100%; margin-bottom: 2.5rem; }
+.claims td, .claims th { vertical-align: top; text-align: left; white-space: normal;
+                         overflow-wrap: anywhere; }
+.claims th:nth-child(1) { width: 17%; } .claims th:nth-child(2) { width: 28%; }
+.claims th:nth-child(3) { width: 10%; }
+@media (max-width: 640px) {
+  .claims thead { display: none; }
+  .claims tr { display: block; border-bottom: 1px solid var(--rule); padding: .5rem 0; }
+  .claims td { display: block; border: 0; padding: .1rem 0; }
+  .claims td:first-child { font-weight: 600; }
+}
+@media print {
+  body { max-width: none; font-size: 10pt; padding: 0; }
+  .scroll, pre { overflow: visible; } pre { white-space: pre-wrap; }
+  th, td { white-space: normal; } figure, tr { break-inside: avoid; }
+  section { break-before: page; }
+}
 .yes { color: var(--good); } .no { color: var(--bad); } .open { color: var(--open); }
 .partial { background: #fff7dd; border-left: 4px solid #e0b400; padding: .6rem .9rem;
            margin: 1rem 0; }
@@ -48,6 +66,23 @@ pre { background: #f5f7fa; padding: .8rem; overflow-x: auto; font-size: .8rem; }
 <body>
 <h1>{{ title }}</h1>
 <p class="faint">{{ subtitle }}</p>
+{% if judged %}
+<h2 id="claims">What holds</h2>
+<p>Each numbered statement, figure and table of the three papers: {{ counts }}. A
+statement is contrary as soon as one of its checks fails; read its section.</p>
+<table class="claims">
+<thead><tr><th>statement</th><th class="words">says</th><th>here</th>
+<th class="words">numbers</th></tr></thead>
+{% for v in judged %}
+<tr id="claim-{{ loop.index }}"><td>{{ v.claim.paper }}, {{ v.claim.number }}</td>
+<td class="words">{{ v.claim.says }}</td>
+<td class="{{ kind(v.verdict) }}">{{ v.verdict }}</td>
+<td class="words faint">{{ v.evidence }}{% if v.place %}
+ <a href="#{{ v.place }}">section</a>{% endif %}</td></tr>
+{% endfor %}
+</table>
+<h2>Experiments</h2>
+{% endif %}
 <div class="scroll"><table>
 <tr><th>experiment</th><th class="words">source</th>
 <th class="words">of the paper's</th><th>runs</th><th>checks</th></tr>
@@ -108,7 +143,7 @@ cells of the grid are not finished, and all numbers are from those that are.
 """
 
 
-def write(sections, path, title, subtitle):
+def write(sections, path, title, subtitle, whole=False):
     """Writes the report.
 
     Args:
@@ -116,6 +151,8 @@ def write(sections, path, title, subtitle):
         path: The HTML file.
         title: Its title.
         subtitle: A line below.
+        whole: Whether these are the sections of all experiments, before which the table
+            of the papers' statements belongs.
 
     Returns:
         The path.
@@ -123,12 +160,17 @@ def write(sections, path, title, subtitle):
     Raises:
         OSError: If it cannot be written.
     """
+    # A report of a few sections is no reader's account of the papers.
+    judged = claims.judge(sections) if whole else []
     environment = jinja2.Environment(autoescape=True, trim_blocks=True)
     template = environment.from_string(_TEMPLATE)
     text = template.render(
         sections=sections,
         title=title,
         subtitle=subtitle,
+        judged=judged,
+        counts=_counts(judged),
+        kind=_KINDS.get,
         embed=_embed,
         mark=_mark,
         marks=_marks,
@@ -140,6 +182,18 @@ def write(sections, path, title, subtitle):
 
 def _embed(path):
     return base64.b64encode(pathlib.Path(path).read_bytes()).decode("ascii")
+
+
+_KINDS = {
+    claims.CONFIRMED: "yes",
+    claims.CONTRARY: "no",
+    claims.NOT_TESTED: "open",
+}
+
+
+def _counts(judged):
+    verdicts = [one.verdict for one in judged]
+    return ", ".join(f"{verdicts.count(kind)} {kind}" for kind in _KINDS)
 
 
 _MARKS = {True: ("yes", "✓"), False: ("no", "✗"), None: ("open", "…")}

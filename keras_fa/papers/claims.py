@@ -1,0 +1,368 @@
+"""The numbered statements of the papers, and what the report's checks say of each.
+
+A statement is confirmed where all its checks hold, contrary where one fails, and not
+tested where no check tells: each verdict comes from the checks, none is written here.
+"""
+
+import dataclasses
+import re
+
+CONFIRMED, CONTRARY, NOT_TESTED = "confirmed", "contrary", "not tested"
+
+
+@dataclasses.dataclass(frozen=True)
+class Claim:
+    """One numbered statement.
+
+    Attributes:
+        paper: "RK24", "RK23" or "S21".
+        number: As the paper has it, such as "theorem 5.2".
+        says: What it says, in a line.
+        section: Name of the experiment that tests it; None where none does.
+        checks: Regular expression; the checks of the section whose text it is found in
+            decide.
+        note: Why it is not tested, or what else there is to know.
+    """
+
+    paper: str
+    number: str
+    says: str
+    section: str | None = None
+    checks: str = ""
+    note: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """A claim with what came of it.
+
+    Attributes:
+        claim: The `Claim`.
+        verdict: "confirmed", "contrary" or "not tested".
+        evidence: The numbers, of the checks that fail where some do; or the reason.
+        place: Name of the section to read on in, or None.
+    """
+
+    claim: Claim
+    verdict: str
+    evidence: str
+    place: str | None
+
+
+def judge(sections):
+    """The verdict on every claim, a list of `Verdict`, in the papers' order.
+
+    Args:
+        sections: List of `Section`.
+    """
+    known = {section.name: section for section in sections}
+    return [_judged(claim, known.get(claim.section)) for claim in CLAIMS]
+
+
+def _judged(claim, section):
+    if section is None:
+        return Verdict(claim, NOT_TESTED, claim.note or "its section is not here", None)
+    told = [c for c in section.checks if re.search(claim.checks, c[0])]
+    told = [c for c in told if c[1] is not None]
+    if not told:
+        missing = "its runs are missing" if claim.checks else "no check tells"
+        return Verdict(claim, NOT_TESTED, claim.note or missing, section.name)
+    failed = [c for c in told if not c[1]]
+    shown = failed or told
+    words = "; ".join(f"{text}: {evidence}" for text, _, evidence in shown[:2])
+    if len(shown) > 2:
+        words += f"; and {len(shown) - 2} more"
+    held = f"{len(told) - len(failed)} of {len(told)} checks hold. " if failed else ""
+    verdict = CONTRARY if failed else CONFIRMED
+    note = f" {claim.note}" if claim.note else ""
+    return Verdict(claim, verdict, f"{held}{words}.{note}", section.name)
+
+
+_NOTHING = "A definition: what meets it is measured where it is used."
+CLAIMS = (
+    Claim(
+        "RK24",
+        "definition 4.1",
+        "Weights align: cos(W, B) >= c for all t > T_c.",
+        "fig3",
+        "aligns",
+    ),
+    Claim(
+        "RK24", "definition 4.2", "(alpha, beta)-alignment dominance.", note=_NOTHING
+    ),
+    Claim(
+        "RK24",
+        "theorem 5.1",
+        "Under dominance the loss is bounded: exponential at beta = 1, 1 / (alpha t + "
+        "1 / L(0)) at beta = 2.",
+        "proposition_5_7",
+        "theorem 5.1's bound",
+        "At other beta the printed bound is not L(0) at t = 0; ours is what "
+        "integrating dL/dt = -alpha L^beta gives.",
+    ),
+    Claim(
+        "RK24",
+        "theorem 5.2",
+        "A unit's <W2, B2> - ½|W1|² is conserved by the flow of FA and sign-FA.",
+        "rk23",
+        "ledger accounts",
+        "Without biases; with them ½ b² belongs to it. Finite steps drift by what the "
+        "ledger says, to rounding.",
+    ),
+    Claim(
+        "RK24",
+        "proposition 5.3",
+        "Under sign-FA cos(W, B) >= 1 / sqrt(n).",
+        "fig3",
+        "sign-FA's alignment above 1/sqrt",
+    ),
+    Claim(
+        "RK24",
+        "lemma 5.4",
+        "From w = b = 1 and a small first layer, w > 0 for ever.",
+        "proposition_5_7",
+        "w2 > 0 throughout",
+    ),
+    Claim("RK24", "definition 5.5", "Orthogonally separable data.", note=_NOTHING),
+    Claim("RK24", "definition 5.6", "Nearly orthogonal data.", note=_NOTHING),
+    Claim(
+        "RK24",
+        "proposition 5.7",
+        "Dominance with beta = 2, so convergence, on separable data.",
+        "proposition_5_7",
+        "^separable|under the bound of the alpha known|at least the known one",
+        "The proof has c where two examples meet in each term: c² here.",
+    ),
+    Claim(
+        "RK24",
+        "proposition 5.7, nearly orthogonal",
+        "The same on nearly orthogonal data, for any slope c > 0.",
+        "proposition_5_7",
+        "^nearly orthogonal",
+        "With c², near orthogonality guarantees an alpha only if c is not too small; "
+        "the measured alpha is positive all the same.",
+    ),
+    Claim(
+        "RK24",
+        "hypothesis 1",
+        "The conservation law holds in training.",
+        "fig2",
+        "ratio",
+    ),
+    Claim(
+        "RK24",
+        "hypothesis 2",
+        "Alignment with the true gradient helps accuracy.",
+        "hypothesis2",
+        "hypothesis 2",
+    ),
+    Claim("RK24", "figure 1", "A drawing of the setting.", note="Nothing to test."),
+    Claim(
+        "RK24",
+        "figure 2",
+        "The conserved ratio stays at 1 at every width.",
+        "fig2",
+        "ratio",
+    ),
+    Claim(
+        "RK24",
+        "figure 3",
+        "Alignment rises; adaFA's is above FA's.",
+        "fig3",
+        "adaFA's alignment above FA's",
+    ),
+    Claim(
+        "RK24",
+        "figure 4",
+        "Benign overfitting: noise is fitted and test loss falls with width.",
+        "noise_fitted",
+        "noise is fitted|test loss at the largest",
+    ),
+    Claim(
+        "RK24",
+        "table 1",
+        "Accuracies of LeNet on CIFAR-100 subsets.",
+        "table1",
+        "above|agrees",
+    ),
+    Claim(
+        "RK24",
+        "table 2",
+        "Accuracies of ResNet-18 on Tiny-ImageNet subsets.",
+        "table2",
+        "above|agrees",
+        "An excerpt of the data was trained: see table2_excerpt.",
+    ),
+    Claim(
+        "RK24",
+        "table 3",
+        "Deviation of the ratio from 1, by width and method.",
+        "table3",
+        "the deviation agrees",
+    ),
+    *(
+        Claim(
+            "RK24",
+            f"figure {number}",
+            f"Alignment of LeNet's layers at {classes} classes, adaFA's above FA's.",
+            f"fig{number}",
+            "adaFA's alignment above FA's",
+        )
+        for number, classes in ((5, 10), (6, 25), (7, 50))
+    ),
+    Claim(
+        "RK23",
+        "theorem 5.1",
+        "The layers' <W2, B> - ½|W1|² is conserved.",
+        "rk23",
+        "conserved ratio|ledger",
+    ),
+    Claim(
+        "RK23",
+        "corollary of theorem 5.1",
+        "From W2(0) = B, <W2, B> >= |W2(0)|² - ½|W1(0)|².",
+        "rk23_theorems",
+        "the corollary",
+    ),
+    Claim(
+        "RK23",
+        "theorem 5.2",
+        "From W1(0) in the span of the data FA goes to the minimum-norm solution.",
+        "rk23_theorems",
+        "^W1 (zero|printed, projected)",
+    ),
+    Claim(
+        "RK23",
+        "theorem 5.2, rate",
+        "The error falls exponentially.",
+        "rk23_theorems",
+        "falls as e",
+    ),
+    Claim(
+        "RK23",
+        "lemma A.1",
+        "What starts in the span of the data stays there.",
+        "rk23_theorems",
+        "lemma A.1",
+    ),
+    Claim(
+        "RK23",
+        "section 6",
+        "From the printed start N(0, 1/10) the weights equal the pseudoinverse "
+        "solution to three digits.",
+        "rk23_theorems",
+        "^W1 printed: ",
+        "All of the distance is off the span, where no step reaches.",
+    ),
+    Claim(
+        "RK23",
+        "figure 1",
+        "The conserved ratio is 1 in linear and ReLU networks.",
+        "rk23",
+        "conserved ratio",
+    ),
+    Claim(
+        "RK23",
+        "figure 2",
+        "The loss falls in linear and ReLU networks.",
+        "rk23",
+        "the loss",
+    ),
+    Claim("S21", "figure 1", "A drawing of the algorithm.", note="Nothing to test."),
+    Claim(
+        "S21",
+        "theorem 3.2",
+        "Wide networks converge at a rate of gamma / 4, with lazy weights.",
+        "theorem_3_2",
+        r"\(3\.1\)|3\.2",
+    ),
+    Claim(
+        "S21",
+        "proposition 3.3",
+        "gamma > 0 for Gaussian inputs with d of the order of n.",
+        "proposition_3_3",
+        "gamma > 0",
+    ),
+    Claim(
+        "S21",
+        "definition 4.1",
+        "A network aligns: cos(b, beta(t)) >= c for all t > T_c.",
+        note=_NOTHING,
+    ),
+    Claim(
+        "S21",
+        "theorem 4.2",
+        "The contraction with a penalty of bounded sum.",
+        "theorem_4_2",
+        "contraction",
+        "With eta lambda |y|, as in the appendix; the statement prints lambda |y|.",
+    ),
+    Claim(
+        "S21",
+        "theorem 4.3",
+        "The same for linear networks, n > d too.",
+        "theorem_4_3",
+        "contraction",
+    ),
+    Claim("S21", "definition 4.4", "Isometric data.", note=_NOTHING),
+    Claim(
+        "S21",
+        "proposition 4.5",
+        "Gaussian inputs are isometric if d is large.",
+        "proposition_4_5",
+        "M / gamma",
+    ),
+    Claim(
+        "S21",
+        "theorem 4.6",
+        "Alignment stays after a penalty that ends at T ~ sqrt(p), by a constant that "
+        "does not depend on p.",
+        "theorem_4_6",
+        r"^isometric, (cutoff|exponential|inverse).*sqrt",
+    ),
+    Claim(
+        "S21",
+        "figure 2",
+        "Alignment falls with p without a penalty, rises with it; the loss settles at "
+        "its order.",
+        "figure2_converged",
+        "penalty|lambda",
+    ),
+    Claim(
+        "S21",
+        "figure 3",
+        "On MNIST alignment and accuracy rise with lambda.",
+        "song_mnist",
+        "the paper's start",
+    ),
+    *(
+        Claim("S21", f"lemma {number}", says, note=f"A step of a proof: {where}.")
+        for number, says, where in (
+            ("A.1", "Concentration of the kernel of Gaussian inputs.", "quoted"),
+            ("A.2", "Bounds on the start.", "used by theorem 3.2"),
+            ("A.4", "Weights move little while errors contract.", "theorem 3.2"),
+            ("A.5", "Errors contract while weights move little.", "theorem 3.2"),
+            ("A.6", "As A.4 with a penalty.", "theorem 4.2"),
+            ("A.7", "As A.5 with a penalty.", "theorem 4.2"),
+            ("B.1", "The recursion of the errors of linear networks.", "theorem 4.3"),
+            ("B.2", "Concentration of W W'.", "theorem 4.3"),
+            ("B.3", "The cosine by sums of errors.", "theorem 4.6"),
+            ("B.4", "The errors' component along y.", "theorem 4.6"),
+            ("B.5", "A bound on a sum of errors.", "theorem 4.6"),
+            ("C.1", "Restricted isometry.", "quoted"),
+            ("C.3", "Tails of chi squared.", "quoted"),
+            ("C.4", "Products of Gaussian vectors.", "quoted"),
+        )
+    ),
+    Claim(
+        "S21",
+        "lemma A.3",
+        "At the start G's smallest eigenvalue is near gamma and |H| small.",
+        "theorem_3_2",
+        "^H is small",
+        "(A.9) leaves <x_i, x_j> out of its second expression.",
+    ),
+    Claim(
+        "S21", "corollary C.2", "Lemma C.1 at k = n.", note="A step of a proof: quoted."
+    ),
+)

@@ -1,0 +1,228 @@
+"""Small networks under feedback alignment in NumPy, for the papers' theorems.
+
+Full-batch gradient steps in float64, as the theorems have them, of networks too wide or
+trained too long for the runs of grids. Nothing here is shared with the layers: each is
+an oracle of the other.
+"""
+
+import numpy as np
+
+from keras_fa import analysis
+
+
+class TwoLayer:
+    """`f(x) = psi(x W) beta / sqrt(p)` on n examples, squared error `1/2 sum e^2`.
+
+    The steps of W lie in the span of the examples, so that its values before the
+    activation, shape `(p, n)`, and the inner products of the examples say everything.
+
+    Args:
+        x: Inputs, shape `(n, d)`.
+        y: Targets, shape `(n,)`.
+        kernel: W at the start, shape `(d, p)`.
+        beta: Output weights at the start, shape `(p,)`.
+        feedback: b, shape `(p,)`.
+        activation: psi: "linear", "relu" or "tanh".
+    """
+
+    def __init__(self, x, y, kernel, beta, feedback, activation):
+        self.gram = x @ x.T
+        self.y, self.beta, self.feedback = y, beta, feedback
+        self.before = (x @ kernel).T
+        self._psi, self._slope = analysis.ACTIVATIONS[activation]
+        self._root = np.sqrt(len(beta))
+        # W - W(0) = (coefficients x)^T.
+        self.coefficients = np.zeros_like(self.before)
+
+    def errors(self):
+        """e, shape `(n,)`."""
+        return self.beta @ self._psi(self.before) / self._root - self.y
+
+    def inner(self):
+        """<gradient, feedback gradient> of beta and W together."""
+        errors, slope = self.errors(), self._slope(self.before)
+        output = self._psi(self.before) @ errors / self._root
+        sent = slope * errors / self._root
+        hidden = np.einsum("rn,nm,rm->r", sent, self.gram, sent)
+        return float(output @ output + (self.beta * self.feedback) @ hidden)
+
+    def step(self, rate, penalty=0.0):
+        """One step of W and beta, which shrinks by `1 - rate * penalty` besides.
+
+        Returns:
+            e before the step, shape `(n,)`.
+        """
+        after = self._psi(self.before)
+        errors = self.beta @ after / self._root - self.y
+        sent = self._slope(self.before) * (errors * rate / self._root)
+        sent *= self.feedback[:, None]
+        self.coefficients -= sent
+        self.before = self.before - sent @ self.gram
+        self.beta = (1 - rate * penalty) * self.beta - rate / self._root * (
+            after @ errors
+        )
+        return errors
+
+    def moved(self):
+        """How far each unit's weights are from their start, shape `(p,)`."""
+        squares = np.einsum(
+            "rn,nm,rm->r", self.coefficients, self.gram, self.coefficients
+        )
+        return np.sqrt(np.maximum(squares, 0))
+
+    def cosine(self):
+        """cos(b, beta)."""
+        return _cosine(self.feedback, self.beta)
+
+
+def _cosine(a, b):
+    return float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b)))
+
+
+class LinearNetworks:
+    """Linear networks of `TwoLayer`'s form, several at once, by numbers of size n.
+
+    For ever `Z = Z0 - b u^T / sqrt(p)` and `beta = a beta0 - Z0 v / sqrt(p) + c b`, Z
+    the values of the hidden units: u, v of length n, and a, c are all that changes. A
+    step costs n^2 for any width p.
+
+    Args:
+        networks: Linear `TwoLayer`s at their start, with equally many examples.
+    """
+
+    def __init__(self, networks):
+        def stacked(value):
+            return np.array([value(net) for net in networks])
+
+        self._width = len(networks[0].beta)
+        root = np.sqrt(self._width)
+        self._y = stacked(lambda n: n.y)
+        self._gram = stacked(lambda n: n.gram)
+        self._q = stacked(lambda n: n.beta @ n.before / root)
+        self._k = stacked(lambda n: n.before.T @ n.before / self._width)
+        self._g = stacked(lambda n: n.feedback @ n.before / root)
+        self._s = stacked(lambda n: n.feedback @ n.beta)
+        self._bb = stacked(lambda n: n.feedback @ n.feedback)
+        self._b0 = stacked(lambda n: n.beta @ n.beta)
+        count, size = self._y.shape
+        self._a, self._c = np.ones(count), np.zeros(count)
+        self._u, self._v = np.zeros((count, size)), np.zeros((count, size))
+
+    def _inner(self):
+        """<b, beta> and K v."""
+        kv = np.einsum("bij,bj->bi", self._k, self._v)
+        gv = (self._g * self._v).sum(axis=1)
+        return self._a * self._s - gv + self._c * self._bb, kv
+
+    def errors(self):
+        """e, shape `(networks, n)`."""
+        inner, kv = self._inner()
+        outputs = self._a[:, None] * self._q - kv + self._c[:, None] * self._g
+        return outputs - self._u * (inner / self._width)[:, None] - self._y
+
+    def step(self, rate, penalty=0.0):
+        """One step, as `TwoLayer.step`: e before it, shape `(networks, n)`."""
+        errors = self.errors()
+        shrink = 1 - rate * penalty
+        along = (self._u * errors).sum(axis=1) / self._width
+        self._a = shrink * self._a
+        self._v = shrink * self._v + rate * errors
+        self._c = shrink * self._c + rate * along
+        self._u = self._u + rate * np.einsum("bij,bj->bi", self._gram, errors)
+        return errors
+
+    def cosines(self):
+        """cos(b, beta), shape `(networks,)`."""
+        inner, kv = self._inner()
+        squares = self._a**2 * self._b0 + (self._v * kv).sum(axis=1)
+        squares += self._c**2 * self._bb + 2 * self._a * self._c * self._s
+        squares -= 2 * ((self._a[:, None] * self._q + self._c[:, None] * self._g)
+                        * self._v).sum(axis=1)  # fmt: skip
+        return inner / np.sqrt(self._bb * squares)
+
+
+class Classifier:
+    """`f(x) = phi(x W) w`, leaky ReLU, mean exponential loss, labels -1 and 1.
+
+    Args:
+        x: Inputs, shape `(n, d)`.
+        y: Labels, shape `(n,)`.
+        kernel: W at the start, shape `(d, m)`.
+        output: w at the start, shape `(m,)`.
+        slope: Of the leaky ReLU below 0.
+        sign: Whether the feedback is sign(w), kept up to date, and not w at the start.
+    """
+
+    def __init__(self, x, y, kernel, output, slope, sign=False):
+        self._x, self._y, self._slope, self._sign = x, y, slope, sign
+        self.kernel, self.output = kernel.copy(), output.copy()
+        self._start = output.copy()
+
+    def gradients(self):
+        """The loss, the feedback's gradients of W and w, and <gradient, feedback's>."""
+        before = self._x @ self.kernel
+        slopes = np.where(before > 0, 1.0, self._slope)
+        after = before * slopes
+        losses = np.exp(-self._y * (after @ self.output))
+        errors = -self._y * losses / len(self._y)
+        feedback = np.sign(self.output) if self._sign else self._start
+        output = after.T @ errors
+        # Columns of the true and the feedback's gradient differ by w[j] and b[j] alone.
+        common = self._x.T @ (slopes * errors[:, None])
+        inner = output @ output + (self.output * feedback) @ (common**2).sum(axis=0)
+        return losses.mean(), common * feedback, output, float(inner)
+
+    def step(self, rate, kernel, output):
+        """A step along gradients of `gradients`."""
+        self.kernel -= rate * kernel
+        self.output -= rate * output
+
+
+class LinearMap:
+    """`f(X) = X W1 W2`, several outputs, squared error `1/2 sum e^2`, feedback W2(0).
+
+    Args:
+        x: Inputs, shape `(n, d)`.
+        y: Targets, shape `(n, k)`.
+        first: W1 at the start, shape `(d, m)`.
+        second: W2 at the start and B, shape `(m, k)`.
+    """
+
+    def __init__(self, x, y, first, second):
+        self._x, self._y = x, y
+        self.first, self.second = first.copy(), second.copy()
+        self.feedback = second.copy()
+        self._solution = np.linalg.pinv(x) @ y
+        # Rows of the examples, made orthonormal.
+        self._span = np.linalg.svd(x, full_matrices=False)[2]
+
+    def errors(self):
+        """e, shape `(n, k)`."""
+        return self._x @ self.first @ self.second - self._y
+
+    def step(self, rate):
+        """One step of both layers; returns the norm of e before it."""
+        hidden = self._x @ self.first
+        errors = hidden @ self.second - self._y
+        first = self._x.T @ (errors @ self.feedback.T)
+        self.second -= rate * (hidden.T @ errors)
+        self.first -= rate * first
+        return float(np.linalg.norm(errors))
+
+    def distance(self):
+        """|W1 W2 - X^+ Y| / |X^+ Y|, the parts on and off the span of the examples."""
+        apart = self.first @ self.second - self._solution
+        on = self._span.T @ (self._span @ apart)
+        size = np.linalg.norm(self._solution)
+        return float(np.linalg.norm(on) / size), float(
+            np.linalg.norm(apart - on) / size
+        )
+
+    def projected(self, first):
+        """A first layer, with what is off the span of the examples taken away."""
+        return self._span.T @ (self._span @ first)
+
+    def potential(self):
+        """<W2, B> - 1/2 |W1|^2 of theorem 5.1."""
+        inner = (self.second * self.feedback).sum()
+        return float(inner - 0.5 * (self.first**2).sum())
