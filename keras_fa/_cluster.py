@@ -22,7 +22,7 @@ class ClusterError(ValueError):
 
 
 def read_cluster():
-    """The cluster that `TF_CONFIG` describes.
+    """The cluster that `TF_CONFIG` describes, or else the tasks of an `srun`.
 
     Returns:
         `(workers, index)`: the addresses of all workers, the chief first, and which of
@@ -31,6 +31,11 @@ def read_cluster():
     Raises:
         ClusterError: If it is not set, no JSON, or incomplete.
     """
+    if "TF_CONFIG" not in os.environ and (tasks := slurm_tasks()):
+        task = {"type": "worker", "index": int(os.environ["SLURM_PROCID"])}
+        # For TensorFlow too, which reads it there.
+        found = {"cluster": {"worker": tasks}, "task": task}
+        os.environ["TF_CONFIG"] = json.dumps(found)
     text = os.environ.get("TF_CONFIG")
     example = (
         'For two workers on one machine, the first one\'s is {"cluster": {"worker": '
@@ -40,7 +45,8 @@ def read_cluster():
     if not text:
         raise ClusterError(
             "The strategy multi_worker needs the environment variable TF_CONFIG, which "
-            f"is not set. {example} keras-fa launch sets it."
+            f"is not set. {example} keras-fa launch sets it; under srun with several "
+            "tasks none is needed."
         )
     try:
         config = json.loads(text)
@@ -93,6 +99,41 @@ def read_cluster():
             f'{len(cluster[job])} of type "{job}", counted from 0.'
         )
     return everyone, index if job == "chief" or not chief else index + 1
+
+
+def slurm_tasks():
+    """The addresses of the tasks of the `srun` that this process is one of.
+
+    Returns:
+        List of "host:port", by rank; None outside of an srun of several tasks. The
+        ports come from the job's number, so that two jobs on a node have others.
+
+    Raises:
+        ClusterError: If TensorFlow's resolver has the hosts in another order than
+            SLURM has the ranks.
+    """
+    tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", 1))
+    if tasks < 2:
+        return None
+    import tensorflow as tf
+
+    numbers = (os.environ.get(f"SLURM_{n}", "0") for n in ("JOB_ID", "STEP_ID"))
+    job, step = (int(number) if number.isdigit() else 0 for number in numbers)
+    resolver = tf.distribute.cluster_resolver.SlurmClusterResolver(
+        port_base=12000 + (64 * job + 16 * step) % 16000,
+        # Not what is there, for which it would call nvidia-smi: SLURM shares GPUs out.
+        gpus_per_node=tasks,
+        gpus_per_task=1,
+        auto_set_gpu=False,
+    )
+    found = resolver.cluster_spec().as_dict()["worker"]
+    rank, node = int(os.environ["SLURM_PROCID"]), os.environ.get("SLURMD_NODENAME")
+    if node and found[rank].rpartition(":")[0] != node:
+        raise ClusterError(
+            f"Task {rank} of this srun runs on {node}, where TensorFlow's resolver has "
+            f"{found[rank]}. Set TF_CONFIG by keras-fa launch --hosts=... instead."
+        )
+    return found
 
 
 def meet(workers, index):

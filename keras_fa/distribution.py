@@ -21,7 +21,7 @@ import tensorflow as tf
 from keras import tree
 
 from keras_fa import _cluster, _keras
-from keras_fa._cluster import ClusterError, read_cluster
+from keras_fa._cluster import ClusterError, read_cluster, slurm_tasks
 
 __all__ = [
     "NAMES",
@@ -31,9 +31,11 @@ __all__ = [
     "check_shared",
     "get_strategy",
     "lost_workers_explained",
+    "of_the_chief",
     "prepare",
     "read_cluster",
     "set_logical_devices",
+    "slurm_tasks",
 ]
 
 NAMES = ("default", "mirrored", "multi_worker")
@@ -142,6 +144,24 @@ def check_agreement(strategy, facts):
             + "\nGive all of them the same command, and the same --workdir on a file "
             "system that they share."
         )
+
+
+def of_the_chief(strategy, text):
+    """What the chief says, on all workers.
+
+    To be called on all workers, as often on each.
+
+    Args:
+        strategy: The strategy of the model.
+        text: What this worker would say.
+
+    Returns:
+        The text of worker 0; for others than strategies of several workers its own.
+    """
+    if not _keras.is_multi_worker(strategy):
+        return text
+    own = json.dumps([read_cluster()[1], text])
+    return min(map(json.loads, _of_all_replicas(strategy, own)))[1]
 
 
 # Seconds in which a shared file system shows on one machine what another has written.

@@ -1,6 +1,5 @@
 """The run folder: whole files, one owner, torn lines, other configurations."""
 
-import errno
 import hashlib
 import json
 import os
@@ -74,24 +73,23 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
         RunFolder(tmp_path, {}).__enter__()
 
 
-def test_one_process_at_a_time_and_the_lock_dies_with_its_holder(tmp_path):
+def test_one_process_at_a_time_and_the_claim_dies_with_its_holder(tmp_path):
     program = (
         "import sys, time\n"
-        "from run_folder import RunFolder\n"
+        "from keras_fa.lab.run_folder import RunFolder\n"
         "folder = RunFolder(sys.argv[1], {})\n"
         "folder.__enter__()\n"
         "print('held', flush=True)\n"
         "time.sleep(60)\n"
     )
-    # Importing the package would load TensorFlow; this room alone does not need it.
-    source = os.path.dirname(run_folder.__file__)
     holder = subprocess.Popen(
         [sys.executable, "-c", program, str(tmp_path)],
         stdout=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": source},
+        # Without TensorFlow, which this room does not need.
+        env={**os.environ, "KERAS_FA_WATCHES": "1"},
     )
     assert holder.stdout.readline() == b"held\n"
-    with pytest.raises(RunFolderBusyError, match="Another process"):
+    with pytest.raises(RunFolderBusyError, match=f"process {holder.pid} on "):
         RunFolder(tmp_path, {}).__enter__()
     holder.kill()
     holder.wait()
@@ -104,14 +102,10 @@ def test_resuming_drops_later_epochs_and_a_torn_line(tmp_path):
     with RunFolder(tmp_path, {}) as folder:
         for epoch in range(4):
             folder.log({"epoch": epoch})
-        with open(tmp_path / "metrics.jsonl", "a") as file:
+        with open(folder.path / "metrics.jsonl", "a") as file:
             file.write('{"epoch": 4, "lo')
-        assert [line["epoch"] for line in run_folder.read_metrics(tmp_path)] == [
-            0,
-            1,
-            2,
-            3,
-        ]
+        read = run_folder.read_metrics(folder.path)
+        assert [line["epoch"] for line in read] == [0, 1, 2, 3]
         folder.begin(2)
         folder.log({"epoch": 3})
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
@@ -147,29 +141,21 @@ def test_sync_waits_for_the_log_and_leaves_it_as_it_is(tmp_path, monkeypatch):
     with RunFolder(tmp_path, {}) as folder:
         folder.log({"epoch": 1})
         assert synced == []
-        path = tmp_path / "metrics.jsonl"
+        path = folder.path / "metrics.jsonl"
         before = path.read_bytes()
         assert before.startswith(b'{"epoch": 1, ".crc": ')
         folder.sync()
+    path = tmp_path / "metrics.jsonl"
     assert synced == [path.stat().st_ino]
     assert path.read_bytes() == before
 
 
-def test_clear_takes_the_results_and_leaves_the_configuration(tmp_path):
-    config = {"seed": 1}
-    with RunFolder(tmp_path, config) as folder:
-        folder.clear()  # nothing there yet
-        folder.begin(-1)
-        folder.log({"epoch": 1})
-        (tmp_path / "checkpoints").mkdir()
-        (tmp_path / "checkpoints" / "epoch-1.index").write_text("weights")
-        folder.finish({"status": "finished"})
-        folder.clear()
-        assert folder.summary() is None
-    left = {path.name for path in tmp_path.iterdir() if not path.name.startswith(".")}
-    assert left == {"config.json"}
-    assert run_folder.read_config(tmp_path) == config
-    assert run_folder.read_metrics(tmp_path) == []
+def test_a_run_is_forgotten_if_it_ended_as_is_said(tmp_path):
+    path = whole(tmp_path / "run")
+    run_folder.forget(path, "diverged")
+    assert run_folder.read_summary(path)["status"] == "finished"
+    run_folder.forget(path, "finished")
+    assert os.listdir(tmp_path) == []
 
 
 def test_no_run(tmp_path):
@@ -177,49 +163,12 @@ def test_no_run(tmp_path):
         run_folder.read_config(tmp_path)
 
 
-# The lock, and what is nobody's to touch.
-
-
-def _symlink(path, precious):
-    path.symlink_to(precious)
-
-
-def _hard_link(path, precious):
-    path.hardlink_to(precious)
-
-
-@pytest.mark.parametrize(
-    ("make", "refused"),
-    [
-        (_symlink, "Expected a plain file"),
-        (lambda path, precious: path.mkdir(), "Expected a plain file"),
-        (lambda path, precious: os.mkfifo(path), "is no plain file"),
-        # A plain file can be locked and is left as it is.
-        (_hard_link, None),
-    ],
-)
-def test_what_is_called_like_the_lock_is_neither_emptied_nor_followed(
-    tmp_path, make, refused
-):
-    precious = tmp_path / "precious"
-    precious.write_text("precious")
-    folder = tmp_path / "run"
-    folder.mkdir()
-    make(folder / ".lock", precious)
-    if refused:
-        with pytest.raises(RunFolderError, match=refused):
-            RunFolder(folder, {}).__enter__()
-    else:
-        with RunFolder(folder, {}):
-            pass
-    assert precious.read_text() == "precious"
-    assert os.listdir(folder) == [".lock"]
+# What is nobody's to touch.
 
 
 def test_a_refused_run_leaves_no_trace(tmp_path):
     with RunFolder(tmp_path / "run", {"a": 1}) as folder:
         folder.begin(-1)
-    (tmp_path / "run" / ".lock").unlink()
     (tmp_path / "letters").mkdir()
     (tmp_path / "letters" / "mine.txt").write_text("mine")
     (tmp_path / "file").write_text("mine")
@@ -234,22 +183,12 @@ def test_a_refused_run_leaves_no_trace(tmp_path):
         RunFolder(tmp_path / "file", {"a": 2}).__enter__()
 
 
-def test_a_lock_whose_file_has_gone_is_nobodys(tmp_path):
-    path = tmp_path / "lock"
-    with open(path, "w") as file:
-        assert run_folder._is_at(path, file.fileno())
-        path.unlink()
-        assert not run_folder._is_at(path, file.fileno())
-        path.write_text("another")
-        assert not run_folder._is_at(path, file.fileno())
-
-
 def test_what_a_kill_left_of_a_write_goes_at_the_next_start(tmp_path):
     left = tmp_path / f".summary.json.{os.getpid()}.tmp"
     left.write_text('{"sta')
     (tmp_path / ".hidden").write_text("mine")
-    with RunFolder(tmp_path, {}):
-        assert not left.exists()
+    with RunFolder(tmp_path, {}) as folder:
+        assert os.listdir(folder.path) == [".hidden"]
     left.write_text('{"sta')
     with subprocess.Popen(["sleep", "60"]) as living:
         of_a_living_process = tmp_path / f".x.json.{living.pid}.tmp"
@@ -389,17 +328,6 @@ def test_damaged_json_is_told_with_its_file_and_the_remedy(
         everything(tmp_path / "run")
     assert str(path) in str(caught.value)
     assert "emove" in str(caught.value)
-
-
-@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS])
-def test_a_file_system_without_locks_is_said_at_once(tmp_path, monkeypatch, number):
-    def flock(lock, how):
-        raise OSError(number, os.strerror(number))
-
-    monkeypatch.setattr(run_folder.fcntl, "flock", flock)
-    with pytest.raises(RunFolderError, match=os.strerror(number)) as found:
-        RunFolder(tmp_path / "run", {}).__enter__()
-    assert not isinstance(found.value, RunFolderBusyError)
 
 
 def test_a_field_that_came_later_changes_nothing_at_its_default(tmp_path):

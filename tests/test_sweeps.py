@@ -22,7 +22,7 @@ from rich.console import Console
 
 from keras_fa import sweeps
 from keras_fa.config import default_config, named, set_value
-from keras_fa.lab import grid, pool, run_folder
+from keras_fa.lab import attempts, grid, pool, run_folder
 
 ROOT = pathlib.Path(__file__).parents[1]
 SWEEP = [sys.executable, "trainers/sweep.py"]
@@ -67,7 +67,7 @@ def leave(cell, workdir, summary=None):
     with run_folder.RunFolder(workdir / cell.name, cell.config.to_dict()) as run:
         run.begin(-1)
         run.log({"epoch": 0, "loss": 1.0})
-        (run.path / "checkpoints").mkdir()
+        (run.path / "checkpoints").mkdir(exist_ok=True)
         (run.path / "checkpoints" / "epoch-1.index").write_text("")
         if summary is not None:
             run.finish(summary)
@@ -346,9 +346,8 @@ def test_clear_makes_room_for_another_try(tmp_path):
     assert sweeps.status(failed, tmp_path) == sweeps.INTERRUPTED
     # It goes on where it was.
     assert (tmp_path / failed.name / "checkpoints" / "epoch-1.index").exists()
-    assert sweeps.status(diverged, tmp_path) == sweeps.INTERRUPTED
-    folder = tmp_path / diverged.name
-    assert {path.name for path in folder.iterdir()} == {".lock", "config.json"}
+    assert sweeps.status(diverged, tmp_path) == sweeps.OPEN
+    assert not (tmp_path / diverged.name).exists()
     assert sweeps.status(finished, tmp_path) == sweeps.FINISHED
     assert (tmp_path / finished.name / "checkpoints" / "epoch-1.index").exists()
     assert sweeps.status(open_, tmp_path) == sweeps.OPEN
@@ -358,20 +357,20 @@ def test_clear_makes_room_for_another_try(tmp_path):
 def test_clear_refuses_what_another_process_holds(tmp_path, monkeypatch):
     [cell] = sweeps.cells(base(), [{"seed": [0]}])
     leave(cell, tmp_path, {"status": "diverged"})
-    # Locks of two open files exclude each other even within one process.
-    with (
-        run_folder.RunFolder(tmp_path / cell.name, cell.config.to_dict()),
-        pytest.raises(run_folder.RunFolderBusyError, match="Another process"),
-    ):
+    held = attempts.claim(tmp_path / cell.name)
+    with pytest.raises(run_folder.RunFolderBusyError, match="Another process"):
         sweeps.clear(cell, tmp_path)
+    held.drop()
     assert sweeps.status(cell, tmp_path) == sweeps.DIVERGED
 
-    # Another sweep runs it again between the look and the lock: its work is kept.
-    def enter(run, original=run_folder.RunFolder.__enter__):
-        run.finish({"status": "finished"})
-        return original(run)
+    # Another sweep runs it again between the look and the claim: its work is kept.
+    def claim(target, original=attempts.claim):
+        monkeypatch.setattr(attempts, "claim", original)
+        shutil.rmtree(target)
+        leave(cell, tmp_path, {"status": "finished"})
+        return original(target)
 
-    monkeypatch.setattr(run_folder.RunFolder, "__enter__", enter)
+    monkeypatch.setattr(attempts, "claim", claim)
     sweeps.clear(cell, tmp_path)
     assert sweeps.status(cell, tmp_path) == sweeps.FINISHED
     assert len(run_folder.read_metrics(tmp_path / cell.name)) == 1
@@ -416,7 +415,7 @@ def scripted(monkeypatch):
         pass
 
     monkeypatch.setattr(pool, "_Worker", Worker)
-    monkeypatch.setattr(pool.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(pool.Pool, "wait", lambda self, seconds: None)
     clock = itertools.count()
     monkeypatch.setattr(pool.time, "monotonic", lambda: float(next(clock)))
     return Worker
@@ -764,10 +763,11 @@ def test_help_says_what_every_flag_is_for():
         [*SWEEP, "--help"], cwd=ROOT, capture_output=True, text=True, timeout=_PATIENCE
     )
     assert done.returncode == 1, "absl's exit code for --help"
-    assert "Runs a grid of experiments in a pool of processes." in done.stdout
+    assert "Runs a grid of experiments in a pool of processes, or on a" in done.stdout
     flags = re.findall(r"^  --(?:\[no\])?(\w+): (\w*)", done.stdout, re.MULTILINE)
     assert dict(flags).keys() == {
         *("grid", "workdir", "axis", "jobs", "cell_minutes", "cells"),
+        *("executor", "copies", "slurm", "worker", "status", "stop"),
         *("retry", "dry_run"),
     }
     assert all(text for _, text in flags)
@@ -776,13 +776,13 @@ def test_help_says_what_every_flag_is_for():
 class _Watch:
     """Counts how often each cell of a sweep is begun, first or again.
 
-    A run that begins writes its metrics.jsonl anew, a file with another inode.
+    A run that begins has a folder of its own.
     """
 
     def __init__(self, workdir, cells):
-        self._paths = {name: workdir / name / run_folder.METRICS for name in cells}
-        self.begun = dict.fromkeys(cells, 0)
-        self._inodes = {name: self._inode(name) for name in cells}
+        self._folders = {name: workdir / name for name in cells}
+        self._attempts = {name: {*self._seen(name)} for name in cells}
+        self._before = {name: len(found) for name, found in self._attempts.items()}
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._look)
 
@@ -794,20 +794,21 @@ class _Watch:
         self._over.set()
         self._thread.join()
 
-    def _inode(self, name):
-        try:
-            return self._paths[name].stat().st_ino
-        except FileNotFoundError:
-            return None
+    def _seen(self, name):
+        place = run_folder.place(self._folders[name])
+        return [place] if place != self._folders[name] else []
 
     def _look(self):
         over = False
         while not over:
             # One look more after the end.
             over = self._over.wait(0.01)
-            for name, old in self._inodes.items():
-                self._inodes[name] = self._inode(name)
-                self.begun[name] += self._inodes[name] != old
+            for name, found in self._attempts.items():
+                found.update(self._seen(name))
+
+    @property
+    def begun(self):
+        return {n: len(f) - self._before[n] for n, f in self._attempts.items()}
 
 
 def processes():

@@ -497,9 +497,10 @@ def test_killed_and_shared_searches_end_like_an_undisturbed_one(
 
     # Killed in its third trial.
     killed = start(space, tmp_path / "killed", 4)
-    third = tmp_path / "killed" / "trials" / "2" / "config.json"
+    third = tmp_path / "killed" / "trials" / "2"
     patience = time.monotonic() + 300
-    while not third.exists() and killed.poll() is None:
+    begun = lambda: (run_folder.place(third) / "config.json").exists()  # noqa: E731
+    while not begun() and killed.poll() is None:
         assert time.monotonic() < patience
         time.sleep(0.02)
     killed.send_signal(signal.SIGKILL)

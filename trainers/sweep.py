@@ -1,7 +1,9 @@
-r"""Runs a grid of experiments in a pool of processes.
+r"""Runs a grid of experiments in a pool of processes, or on a cluster.
 
 Example:
     keras-fa sweep --grid=table3 --workdir=runs/table3 --jobs=2
+    keras-fa sweep --grid=table3 --workdir=/scratch/runs/table3 --executor=slurm \
+        --copies=20 --slurm="--time=4:00:00 --gpus=1"
 
 A sweep that was stopped goes on when the same command is given again, and several on
 one --workdir share the work.
@@ -56,6 +58,36 @@ _CELLS = flags.DEFINE(
     "not run again, and what finishes is added, with its last log line, its commit and "
     "a part of its log.",
 )
+_EXECUTOR = flags.DEFINE_string(
+    "executor",
+    "local",
+    'What starts the processes: "local" for this machine, "slurm", or "module:Class" '
+    "for an engine of your own.",
+)
+_COPIES = flags.DEFINE_integer(
+    "copies",
+    None,
+    "How many copies of the sweep the executor starts, each with --jobs processes. "
+    "Without it the local executor starts none: the processes are this program's.",
+    lower_bound=1,
+)
+_SLURM = flags.DEFINE_string(
+    "slurm", "", 'What sbatch is given besides, such as "--time=4:00:00 --gpus=1".'
+)
+_WORKER = flags.DEFINE_bool(
+    "worker",
+    False,
+    "Whether this is one of many copies: it runs cells until there is none to claim, "
+    "shows no progress and waits for nobody. Any engine may start it.",
+)
+_STATUS = flags.DEFINE_bool(
+    "status",
+    False,
+    "Whether only to say how many cells are over and how the copies are.",
+)
+_STOP = flags.DEFINE_bool(
+    "stop", False, "Whether only to have the copies save and end."
+)
 _RETRY = flags.DEFINE_bool(
     "retry", False, "Whether to take up cells that failed or diverged before."
 )
@@ -86,6 +118,9 @@ def main():
         cells = _not_recorded(cells, console)
         if not cells:
             return
+    if _STATUS.value or _STOP.value:
+        _look_at_copies(cells, workdir, console)
+        return
     if _DRY_RUN.value:
         _list(cells, workdir, seconds, console)
         return
@@ -95,16 +130,24 @@ def main():
             with contextlib.suppress(run_folder.RunFolderBusyError):
                 sweeps.clear(cell, workdir)
     limit = None if _CELL_MINUTES.value is None else 60 * _CELL_MINUTES.value
+    if _WORKER.value:
+        states, left = sweeps.work(cells, workdir, _JOBS.value, console, limit)
+        console.print(_counted(states))
+        if left:
+            sys.exit("error: this machine cannot run the cells that were left open.")
+        return
     with _recorded(cells, workdir, plans.find("grid", _GRID.value).stem):
-        states = sweeps.run(cells, workdir, _JOBS.value, seconds, console, limit)
-    counts = {state: list(states.values()).count(state) for state in states.values()}
-    console.print(", ".join(f"{count} {state}" for state, count in counts.items()))
+        if _EXECUTOR.value == "local" and _COPIES.value is None:
+            states = sweeps.run(cells, workdir, _JOBS.value, seconds, console, limit)
+        else:
+            states = _attend(cells, workdir, seconds, console)
+    console.print(_counted(states))
     for cell in cells:
         if states[cell.name] == sweeps.FAILED:
             error = sweeps.failure(cell, workdir)["error"]
             text = f"failed: {cell.name}: {error}"
             console.print(text, highlight=False, soft_wrap=True)
-    if set(counts) != {sweeps.FINISHED}:
+    if set(states.values()) != {sweeps.FINISHED}:
         sys.exit(
             "error: not all cells finished; --retry takes them up again, and the same "
             "command what was left open."
@@ -148,6 +191,67 @@ def _recorded(cells, workdir, name):
         over.set()
         thread.join()
         records.add(_CELLS.value, folders, measures)
+
+
+def _counted(states):
+    values = list(states.values())
+    counts = {state: values.count(state) for state in values}
+    return ", ".join(f"{n} {state}" for state, n in counts.items()) or "no cell run"
+
+
+def _attend(cells, workdir, seconds, console):
+    """Has the executor run the cells in copies of this program."""
+    from keras_fa import sweeps
+    from keras_fa.lab import executors, plans
+
+    command = executors.worker_command(
+        __file__,
+        [
+            "--worker",
+            f"--grid={plans.find('grid', _GRID.value).resolve()}",
+            f"--workdir={workdir.absolute()}",
+            f"--jobs={_JOBS.value}",
+            *(f"--axis={text}" for text in _AXIS.value),
+            *([f"--cell_minutes={m}"] if (m := _CELL_MINUTES.value) else []),
+            *([f"--cells={f.absolute()}"] if (f := _CELLS.value) else []),
+        ],
+    )
+    engine = executors.get(_EXECUTOR.value, _SLURM.value)
+    try:
+        return sweeps.attend(
+            cells,
+            workdir,
+            (_EXECUTOR.value, engine),
+            command,
+            _COPIES.value or 1,
+            seconds,
+            console,
+        )
+    except KeyboardInterrupt:
+        print(
+            "\nThe copies go on. The same command watches them again; with --status "
+            "it says how they are, with --stop it ends them.",
+            flush=True,
+        )
+        raise
+
+
+def _look_at_copies(cells, workdir, console):
+    """Says how far the sweep is and how its copies are; stops them if asked to."""
+    from keras_fa import sweeps
+    from keras_fa.lab import executors
+
+    console.print(_counted({cell.name: sweeps.status(cell, workdir) for cell in cells}))
+    found = executors.read_job(workdir)
+    if found is None:
+        console.print("copies: none were started by an executor")
+        return
+    name, job = found
+    engine = executors.get(name, _SLURM.value)
+    console.print(sweeps.describe(engine.state(job)), highlight=False)
+    if _STOP.value:
+        engine.stop(job)
+        console.print("They were asked to save and end.")
 
 
 def _parse_axis(text):

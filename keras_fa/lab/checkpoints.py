@@ -74,7 +74,9 @@ class Checkpoints:
             unfinished = self._folder / "unfinished"
             # What a kill left behind.
             shutil.rmtree(unfinished, ignore_errors=True)
-            unfinished.mkdir(parents=True)
+            # The run folder itself is not made: it may have been taken away.
+            self._folder.mkdir(exist_ok=True)
+            unfinished.mkdir()
             self._checkpoint.write(str(unfinished / f"epoch-{epoch}"))
             # "data" comes before "index", which alone makes the rest count.
             for path in sorted(unfinished.iterdir()):

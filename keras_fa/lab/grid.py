@@ -254,7 +254,7 @@ def status(cell, workdir):
 
 
 def _status(cell, workdir):
-    folder = pathlib.Path(workdir) / cell.name
+    folder = run_folder.place(pathlib.Path(workdir) / cell.name)
     begun = (folder / run_folder.CONFIG).exists()
     if begun:
         run_folder.check(folder, cell.config.to_dict())
@@ -273,6 +273,11 @@ def failure(cell, workdir):
     except run_folder.RunFolderError as error:
         return {"error": f"RunFolderError: {error}", "traceback": ""}
     return _recorded(cell, workdir)
+
+
+def failed(cell, workdir):
+    """Whether it is recorded that a cell failed."""
+    return _recorded(cell, workdir) is not None
 
 
 def _recorded(cell, workdir):
@@ -312,9 +317,5 @@ def clear(cell, workdir):
         keras_fa.results.RunFolderError: If another process is at it.
     """
     _failure_path(cell, workdir).unlink(missing_ok=True)
-    folder = pathlib.Path(workdir) / cell.name
     if status(cell, workdir) == DIVERGED:
-        with run_folder.RunFolder(folder, cell.config.to_dict()) as run:
-            # Before the lock was ours, another sweep may have run it again.
-            if status(cell, workdir) == DIVERGED:
-                run.clear()
+        run_folder.forget(pathlib.Path(workdir) / cell.name, DIVERGED)

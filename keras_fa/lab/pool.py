@@ -6,8 +6,10 @@ import dataclasses
 import errno
 import importlib
 import multiprocessing
+import multiprocessing.connection
 import os
 import pathlib
+import random
 import signal
 import socket
 import threading
@@ -15,8 +17,8 @@ import time
 import traceback
 
 from keras_fa import registry
-from keras_fa.lab import run_folder
-from keras_fa.lab.grid import ENDED, FAILED, INTERRUPTED, OPEN, fail, status
+from keras_fa.lab import attempts, run_folder
+from keras_fa.lab.grid import ENDED, INTERRUPTED, OPEN, fail, failed, status
 
 # Folder of what the workers of a sweep print, in its own.
 LOGS = "logs"
@@ -28,6 +30,8 @@ _CELLS_PER_PROCESS = 25
 _ATTEMPTS, _PAUSE, _MOST_IN_A_ROW = 3, 2, 10
 # Seconds that a worker has to save and end when it is asked to, and its exit code then.
 _GRACE, _ASKED = 15, 128 + signal.SIGTERM
+# How many of the cells that others are at a copy watches when nothing else is left.
+_WATCHED = 8
 
 # The disk is full, or the user's share of it: no other cell would fare better.
 _FULL = [os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT)]
@@ -63,8 +67,9 @@ class _Worker:
         self.cell = None
         self.done = 0
         self.since = None
+        self._workdir = workdir
         context = multiprocessing.get_context("spawn")
-        self._pipe, theirs = context.Pipe()
+        self.pipe, theirs = context.Pipe()
         self._process = context.Process(
             target=_work,
             # What registers names of the user's, for the process to know them as well.
@@ -76,13 +81,15 @@ class _Worker:
 
     def give(self, cell):
         self.cell, self.done, self.since = cell, self.done + 1, time.monotonic()
-        self._pipe.send(cell)
+        self.pipe.send((cell, attempts.seen(self._workdir / cell.name)))
 
     def answer(self):
-        """What came of the cell: "done", "busy" or a `Mishap`; None while it runs."""
+        """What came of the cell: "done", "busy" where somebody else is at it, "over"
+        where it had ended before, or a `Mishap`; None while it runs.
+        """
         try:
-            if self._pipe.poll():
-                return self._pipe.recv()
+            if self.pipe.poll():
+                return self.pipe.recv()
         except (EOFError, ConnectionResetError):
             pass
         if self._process.is_alive():
@@ -114,21 +121,42 @@ class _Worker:
 class Pool:
     """Hands the cells to the workers and takes down what came of them.
 
+    Args:
+        everything: List of `Cell`.
+        workdir: Folder of the run folders, an absolute path.
+        jobs: How many workers.
+        cell_seconds: After which a cell is stopped and recorded as failed.
+        shares: Whether it is one of many copies, on many machines. It looks at the
+            folder as a whole and not at each cell, begins at a place of its own in the
+            grid, and ends when others are at all that is left.
+
     Attributes:
+        states: `{cell name: status}`; where it shares, of what it ran itself.
         left: `{cell name: why}` of the cells that the machine stopped, and that were
             not begun once more.
     """
 
-    def __init__(self, everything, workdir, jobs, cell_seconds=None):
+    def __init__(self, everything, workdir, jobs, cell_seconds=None, shares=False):
         self.everything = everything
         self.workdir = workdir
         self.jobs = jobs
-        self.states = {cell.name: status(cell, workdir) for cell in everything}
-        self._queue = collections.deque(
-            cell for cell in everything if self.states[cell.name] in (INTERRUPTED, OPEN)
-        )
+        self._shares = shares
+        self._queue = collections.deque()
+        self._next_look, self._has_looked = 0.0, False
+        # Cells that somebody was at, and whether to watch more of them.
+        self._watched, self._watches_on = set(), True
+        self.states = {}
+        if not shares:
+            there = {*_listed(workdir), *_listed(workdir / attempts.HOME)}
+            for cell in everything:
+                is_there = not there.isdisjoint({cell.name, f"{cell.name}.failed.json"})
+                state = status(cell, workdir) if is_there else OPEN
+                self.states[cell.name] = state
+                if state in (INTERRUPTED, OPEN):
+                    self._queue.append(cell)
         self.left = {}
         self._cell_seconds = cell_seconds
+        self._stopped = False
         self._attempts = collections.Counter()
         self._in_a_row = 0
         # Cells for later: when, and whether another sweep has them.
@@ -158,7 +186,7 @@ class Pool:
                     self._take_down(worker.cell, answer)
                     worker.cell = None
                     # Nothing was built.
-                    worker.done -= answer == "busy"
+                    worker.done -= answer in ("busy", "over")
             if worker.cell is None and not worker.usable:
                 worker.stop()
                 self._workers.remove(worker)
@@ -167,11 +195,13 @@ class Pool:
             if now >= when:
                 del self._later[name]
                 self._queue.append(cell)
+        is_idle = len(self.running) < self.jobs and not self._queue
+        if self._shares and is_idle and not self._stopped and now >= self._next_look:
+            self._look()
+            self._next_look = now + _PAUSE
         while self._queue and len(self.running) < self.jobs:
             cell = self._queue.popleft()
-            self.states[cell.name] = status(cell, self.workdir)
-            # Another sweep may have been faster.
-            if self.states[cell.name] not in (INTERRUPTED, OPEN):
+            if not self._is_free(cell):
                 continue
             idle = [worker for worker in self._workers if worker.cell is None]
             if not idle:
@@ -185,6 +215,73 @@ class Pool:
                 self._workers.remove(idle[0])
                 self._queue.appendleft(cell)
         return bool(self._queue or self._later or self.running)
+
+    def wait(self, seconds):
+        """Waits until a cell has ended, or so long."""
+        pipes = [worker.pipe for worker in self._workers if worker.cell is not None]
+        if pipes:
+            multiprocessing.connection.wait(pipes, seconds)
+        else:
+            time.sleep(seconds)
+
+    def _is_free(self, cell):
+        """Whether a cell of the queue is still to be run, and nobody is at it."""
+        if self._shares and cell.name not in self._watched:
+            # The worker that makes the claim finds out.
+            return True
+        if not self._shares:
+            self.states[cell.name] = status(cell, self.workdir)
+            # Another sweep may have been faster.
+            if self.states[cell.name] not in (INTERRUPTED, OPEN):
+                return False
+        held = attempts.held(self.workdir / cell.name)
+        if held == attempts.FREE:
+            self._watches_on = True
+            return True
+        if not (self._shares and held == attempts.ALIVE):
+            self._later[cell.name] = (cell, time.monotonic() + 2, True)
+        return False
+
+    def _look(self):
+        """Fills the queue with what the folder, listed once, shows to be left.
+
+        A cell that is over is a folder, and none of `.attempts`. One that was begun is
+        in `.attempts`: most have a holder, and a few of them, drawn anew by each copy,
+        are watched for one that has died.
+        """
+        there, begun = {*_listed(self.workdir)}, _listed(self.workdir / attempts.HOME)
+        if not (begun or self._has_looked):
+            # What an earlier version left unfinished is to be seen by all.
+            for cell in self.everything:
+                folder = self.workdir / cell.name
+                if cell.name in there and not run_folder.is_over(folder):
+                    (self.workdir / attempts.HOME / cell.name).mkdir(
+                        parents=True, exist_ok=True
+                    )
+            begun = _listed(self.workdir / attempts.HOME)
+        begun, self._has_looked = {*begun}, True
+        over = {name for name in there if name not in begun}
+        over |= self.states.keys() | self.left.keys() | self._later.keys()
+        over |= {cell.name for cell in self.running}
+        cells = [
+            cell
+            for cell in self.everything
+            if cell.name not in over and f"{cell.name}.failed.json" not in there
+        ]
+        fresh = [cell for cell in cells if cell.name not in begun]
+        start = random.randrange(len(fresh)) if fresh else 0
+        self._queue.extend(fresh[start:] + fresh[:start])
+        if self._watches_on and not fresh:
+            held = [
+                cell
+                for cell in cells
+                if cell.name in begun and cell.name not in self._watched
+            ]
+            drawn = random.sample(held, min(_WATCHED, len(held)))
+            self._watched |= {cell.name for cell in drawn}
+            self._queue.extend(drawn)
+            # More of them only where one of these had nobody.
+            self._watches_on = False
 
     def _overdue(self, worker):
         """The mishap of a cell that takes too long, whose worker is ended."""
@@ -203,6 +300,11 @@ class Pool:
         is_mishap = isinstance(answer, Mishap)
         is_passing = is_mishap and answer.is_passing
         self._in_a_row = self._in_a_row + 1 if is_passing else 0
+        if answer in ("busy", "over") and self._shares:
+            # Here others have been: it goes on elsewhere, at once.
+            self._queue.clear()
+            self._next_look = 0.0
+            return
         if answer == "busy":
             self._later[cell.name] = (cell, time.monotonic() + 2, True)
         elif is_passing:
@@ -219,7 +321,12 @@ class Pool:
                 fail(cell, self.workdir, answer.error, answer.traceback)
             except OSError as error:
                 self.left[cell.name] = f"{answer.error} This is not recorded: {error}."
-        self.states[cell.name] = status(cell, self.workdir)
+        if self._shares and answer == "done":
+            # By this copy, just now: it need not be checked.
+            path = self.workdir / cell.name / run_folder.SUMMARY
+            self.states[cell.name] = run_folder.read_json(path, "Remove it.")["status"]
+        else:
+            self.states[cell.name] = status(cell, self.workdir)
 
     def _leave_all(self, reason):
         """Begins no cell any more: the machine would stop it as it did the last."""
@@ -227,6 +334,7 @@ class Pool:
             self.left[cell.name] = reason
         self._queue.clear()
         self._later.clear()
+        self._stopped = True
 
     def stop(self):
         """Ends all workers; those that train save first."""
@@ -234,6 +342,13 @@ class Pool:
             worker.end()
         for worker in self._workers:
             worker.stop()
+
+
+def _listed(folder):
+    try:
+        return os.listdir(folder)
+    except FileNotFoundError:
+        return []
 
 
 def _names():
@@ -267,12 +382,15 @@ def _work(pipe, workdir, threads, modules, names):
         # What cannot be imported here is missed by the cells that need it, and said.
         with contextlib.suppress(Exception):
             importlib.import_module(module)
+    # The sweep asks again.
+    attempts.patience = 0
     own = _names()
     missing = {n for kind, known in names.items() for n in known if n not in own[kind]}
 
     with contextlib.suppress(EOFError):
         while True:
-            cell = pipe.recv()
+            cell, found = pipe.recv()
+            attempts.tell(found)
             try:
                 answer = _run_cell(run, cell, workdir)
             except KeyboardInterrupt:
@@ -316,10 +434,11 @@ def _mishap(error, missing):
 def _run_cell(run, cell, workdir):
     # Between the sweep's look at a cell and its start here, another sweep may have
     # recorded a failure: that cell is over.
-    if status(cell, workdir) == FAILED:
-        return "done"
+    folder = pathlib.Path(workdir) / cell.name
+    if failed(cell, workdir) or run_folder.is_over(folder):
+        return "over"
     try:
-        run(cell.config, pathlib.Path(workdir) / cell.name)
+        run(cell.config, folder)
     except run_folder.RunFolderBusyError:
         return "busy"
     return "done"

@@ -1,7 +1,9 @@
 """What a sweep shows while it runs, and how long it will take."""
 
 import collections
+import contextlib
 import json
+import os
 import pathlib
 import statistics
 import time
@@ -38,9 +40,11 @@ class Estimates:
 
     def update(self):
         """Takes in the cells that have finished since."""
-        unknown = []
+        unknown, there = [], set()
+        with contextlib.suppress(FileNotFoundError):
+            there = {*os.listdir(self._workdir)}
         for cell in self._unknown:
-            if status(cell, self._workdir) != FINISHED:
+            if cell.name not in there or status(cell, self._workdir) != FINISHED:
                 unknown.append(cell)
                 continue
             summary = run_folder.read_summary(self._workdir / cell.name)
@@ -145,7 +149,8 @@ class Display:
 
     def _epoch(self, cell):
         """The last epoch that a running cell has logged."""
-        path = self._pool.workdir / cell.name / run_folder.METRICS
+        folder = run_folder.place(self._pool.workdir / cell.name)
+        path = folder / run_folder.METRICS
         try:
             with open(path, "rb") as file:
                 file.seek(max(0, path.stat().st_size - 65536))

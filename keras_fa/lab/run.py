@@ -77,11 +77,19 @@ def run(config, workdir, strategy="default", progress=False, extra_callbacks=())
         summary = folder.summary()
         if summary is None:
             with distribution.lost_workers_explained(strategy):
-                distribution.check_shared(
-                    distribution.get_strategy(strategy), folder.path
-                )
-                summary = _train(config, folder, strategy, progress, extra_callbacks)
-            folder.finish(summary)
+                workers = distribution.get_strategy(strategy)
+                folder.follow(distribution.of_the_chief(workers, folder.place))
+                distribution.check_shared(workers, folder.path)
+                try:
+                    summary = _train(
+                        config, folder, strategy, progress, extra_callbacks
+                    )
+                except OSError:
+                    # Another attempt may have come to the end, and cleared this away.
+                    if not (folder.writes and folder.has_ended()):
+                        raise
+                    return run_folder.read_summary(workdir)
+            summary = folder.finish(summary)
     return summary
 
 
@@ -135,7 +143,8 @@ def load_model(workdir):
 
 def _restored(workdir, model):
     """A built model with the weights and the state of a run's newest checkpoint."""
-    checkpoints = Checkpoints(pathlib.Path(workdir) / "checkpoints", model, None)
+    folder = run_folder.place(workdir) / "checkpoints"
+    checkpoints = Checkpoints(folder, model, None)
     if not checkpoints.restore():
         raise run_folder.RunFolderError(
             f"The run in {workdir} has no checkpoint yet. Give the command that began "

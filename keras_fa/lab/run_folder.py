@@ -12,20 +12,19 @@ A run is plain files, so that figures, tables and other programs need no model:
 What was written before there were such checks is read all the same.
 """
 
-import contextlib
 import copy
-import fcntl
+import functools
 import hashlib
 import json
 import math
 import os
 import pathlib
-import shutil
-import stat
 import zlib
 
+from keras_fa.lab import attempts
+from keras_fa.lab.attempts import place
+
 CONFIG, METRICS, SUMMARY = "config.json", "metrics.jsonl", "summary.json"
-_LOCK = ".lock"
 _CRC, _CHECKS = ".crc", ".checks"
 _CRC_MARK = f', "{_CRC}": "'.encode()
 
@@ -88,59 +87,94 @@ def _plain(value):
 
 
 class RunFolder:
-    """The folder of one run, held by one process at a time.
+    """The folder of one run, which one process at a time works at.
 
-    Use as a context manager; entering takes the lock, which the operating system drops
-    when the process ends, however it ends.
+    Use as a context manager. Inside it the files are in a folder of this process's own;
+    at the end, and when the run is given up, they are in the run folder: see
+    `keras_fa.lab.attempts`. To read a run needs none of this: the functions of this
+    module find its files.
 
     Args:
         path: The folder; made if missing.
         config: The run's configuration, a dict that JSON can hold.
         writes: Whether this process writes. Of several workers only the chief does; the
-            others take no lock and change nothing.
+            others make no attempt and change nothing.
+
+    Attributes:
+        path: Where its files are now.
 
     Raises:
         RunFolderError: On entering, if the folder belongs to another configuration, if
-            another process holds it (`RunFolderBusyError`), or if it holds files but no
-            configuration.
+            another process is at it (`RunFolderBusyError`), if it holds files but no
+            configuration, or if it cannot be made.
     """
 
     def __init__(self, path, config, writes=True):
-        self.path = pathlib.Path(path)
+        path = pathlib.Path(os.path.abspath(path))
+        # What is renamed is the folder, wherever a link to it lies.
+        self._target = path.resolve() if path.is_symlink() else path
+        self.path = self._target
         self.config = config
         self.writes = writes
-        self._lock = None
+        self._attempt = None
         self._is_new = False
         # Of the log so far as it goes on, None until it is known; of its last line.
         self._crc = self._mark = None
 
     def __enter__(self):
         # Before anything is written: the folder may be somebody else's.
-        check(self.path, self.config)
-        if not self.writes:
+        check(self._target, self.config)
+        if not self.writes or is_over(self._target):
             return self
-        self._is_new = not self.path.exists()
-        self._lock = _locked(self.path)
+        if os.path.ismount(self._target):
+            raise RunFolderError(
+                f"{self._target} is a mount point, which cannot be renamed as a run "
+                "folder is. Choose a --workdir below it."
+            )
         try:
-            # Until now another process may have begun another run.
-            check(self.path, self.config)
-            for path in self.path.glob(_TEMPORARY):
-                path.unlink(missing_ok=True)
+            attempt = attempts.claim(self._target)
+        except attempts.HeldError as error:
+            raise RunFolderBusyError(
+                f"Another process is using the run folder {self._target}: {error}. "
+                "Wait for it, stop it, or choose another --workdir."
+            ) from error
+        except OSError as error:
+            raise RunFolderError(
+                f"Cannot make the run folder {self._target}: {error}. Choose another "
+                "--workdir."
+            ) from error
+        # Between the look and the claim it may have come to its end.
+        if is_over(self._target):
+            attempt.drop()
+            check(self._target, self.config)
+            return self
+        try:
+            self._is_new = not attempt.take()
+            if not self._is_new:
+                check(attempt.path, self.config)
+                for path in attempt.path.glob(_TEMPORARY):
+                    path.unlink(missing_ok=True)
         except BaseException:
-            self.__exit__()
+            attempt.release(is_over)
             raise
+        self._attempt, self.path = attempt, attempt.path
         return self
 
     def __exit__(self, *exception):
-        if self._lock is None:
+        if self._attempt is None:
             return
-        if self._is_new and os.listdir(self.path) == [_LOCK]:
-            # It was refused, or ended before it began.
-            (self.path / _LOCK).unlink()
-            with contextlib.suppress(OSError):
-                self.path.rmdir()
-        os.close(self._lock)
-        self._lock = None
+        self._attempt.release(is_over)
+        self._attempt, self.path = None, self._target
+
+    @property
+    def place(self):
+        """Where its files are now, as workers that share the folder are told it."""
+        return str(self.path.relative_to(self._target.parent))
+
+    def follow(self, place):
+        """Reads where the worker that writes has its files: its `place`."""
+        if not self.writes:
+            self.path = self._target.parent / place
 
     def begin(self, epoch):
         """Begins or resumes the run: the folder belongs to its configuration from here.
@@ -199,24 +233,29 @@ class RunFolder:
 
     def summary(self):
         """The summary, or None while the run is not over."""
-        return read_summary(self.path)
+        return None if self._is_new else read_summary(self.path)
 
     def finish(self, summary):
-        """Ends the run: writes its summary, a dict."""
+        """Ends the run: writes its summary, a dict, and makes it the run folder.
+
+        Returns:
+            The summary that the run folder has: that of another attempt, if one was
+            first.
+        """
         if not self.writes:
-            return
+            return summary
         checks = {"config": self._identity(), "log": _crc_of(_scan(self.path)[0])}
         checks["summary"] = identity([summary, checks])
-        summary = {**summary, _CHECKS: checks}
-        write_text(self.path / SUMMARY, to_json(summary, indent=2) + "\n")
+        written = {**summary, _CHECKS: checks}
+        write_text(self.path / SUMMARY, to_json(written, indent=2) + "\n")
+        is_first = self._attempt.publish(is_over)
+        self._attempt, self.path = None, self._target
+        self._is_new = False
+        return summary if is_first else self.summary()
 
-    def clear(self):
-        """Forgets the run: takes its results and checkpoints away."""
-        # The summary first: without it a half-cleared run is one to be run again.
-        for name in (SUMMARY, METRICS):
-            (self.path / name).unlink(missing_ok=True)
-        shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
-        self._crc = self._mark = None
+    def has_ended(self):
+        """Whether the run has come to its end, by another attempt than this one."""
+        return is_over(self._target)
 
     def log(self, values):
         """Appends one line to metrics.jsonl, which survives the end of the process.
@@ -278,64 +317,34 @@ def _is_alive(pid):
     return True
 
 
-def _locked(folder):
-    """A descriptor that holds the lock of a folder, made if missing, until closed."""
-    path = folder / _LOCK
-    while True:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise RunFolderError(
-                f"Cannot make the run folder {folder}: {error}. Choose another "
-                "--workdir."
-            ) from error
-        try:
-            # Neither emptied nor followed: a file of that name may be anybody's.
-            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
-            lock = os.open(path, flags, 0o666)
-        except FileNotFoundError:
-            # Whoever had made the folder took it away again.
-            continue
-        except OSError as error:
-            raise RunFolderError(
-                f"Cannot use {path} as the lock of the run folder: {error}. Expected a "
-                "plain file or none. Move it away, or choose another --workdir."
-            ) from error
-        try:
-            if not stat.S_ISREG(os.fstat(lock).st_mode):
-                raise RunFolderError(
-                    f"{path} is no plain file and cannot be the lock of the run "
-                    "folder. Move it away, or choose another --workdir."
-                )
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if _is_at(path, lock):
-                return lock
-            os.close(lock)
-        except BlockingIOError as error:
-            os.close(lock)
-            raise RunFolderBusyError(
-                f"Another process is using the run folder {folder}. Wait for it, "
-                "stop it, or choose another --workdir."
-            ) from error
-        except OSError as error:
-            # NFS without a lock daemon, Lustre without -o flock.
-            os.close(lock)
-            raise RunFolderError(
-                f"Cannot lock the run folder {folder}: {error}. Its file system should "
-                "have locks (flock) or be mounted with them; or choose a --workdir on "
-                "another one."
-            ) from error
-        except BaseException:
-            os.close(lock)
-            raise
+def is_over(path):
+    """Whether the run of a folder has come to its end, if only by the look of it."""
+    return (path / SUMMARY).exists()
 
 
-def _is_at(path, descriptor):
-    """Whether an open file is still the one of that name."""
+def forget(path, status):
+    """Takes a run away, if it has ended as is said.
+
+    Args:
+        path: The run folder.
+        status: Its status: that of any other run stays.
+
+    Raises:
+        RunFolderBusyError: If another process is at it.
+    """
+    path = pathlib.Path(os.path.abspath(path))
     try:
-        return os.path.samestat(os.stat(path), os.fstat(descriptor))
-    except FileNotFoundError:
-        return False
+        attempt = attempts.claim(path)
+    except attempts.HeldError as error:
+        raise RunFolderBusyError(
+            f"Another process is using the run folder {path}: {error}."
+        ) from error
+    try:
+        summary = read_summary(path)
+        if summary is not None and summary["status"] == status:
+            attempt.take()
+    finally:
+        attempt.drop()
 
 
 def check(path, config):
@@ -349,7 +358,27 @@ def check(path, config):
         RunFolderError: If it is a run's of another configuration, or holds other files
             and no run, or is no folder. The message names the fields that differ.
     """
-    path = pathlib.Path(path)
+    _settled(functools.partial(_check, config=config), path)
+
+
+def _settled(read, path):
+    """What a function reads of a run, wherever its files are just now.
+
+    They may be renamed to their place between the look and the reading.
+    """
+    while True:
+        found = place(path)
+        try:
+            result = read(found)
+        except (FileNotFoundError, RunFolderError):
+            if attempts.HOME not in found.parts or found.exists():
+                raise
+            continue
+        if attempts.HOME not in found.parts or found.exists():
+            return result
+
+
+def _check(path, config):
     if not path.exists():
         return
     if not path.is_dir():
@@ -528,12 +557,11 @@ def read_metrics(path):
         RunFolderError: If a line is damaged, or the log is not the one that the summary
             was written with.
     """
-    return [_values(line) for line in _checked(path)[1]]
+    return [_values(line) for line in _settled(_checked, path)[1]]
 
 
 def _checked(path):
     """The summary (None while there is none) and the lines of a run folder, checked."""
-    path = pathlib.Path(path)
     lines, damage = _scan(path)
     if damage:
         raise RunFolderError(
@@ -588,8 +616,12 @@ def read_config(path):
     Raises:
         RunFolderError: If there is no run in the folder, or it is damaged.
     """
-    _checked(path)
-    config = in_present_form(_stored_config(pathlib.Path(path)))
+
+    def read(path):
+        _checked(path)
+        return _stored_config(path)
+
+    config = in_present_form(_settled(read, path))
     if "checkpoint_every" in config:
         config.setdefault("checkpoint_every_seconds", 0.0)
     return config
@@ -638,7 +670,7 @@ def read_summary(path):
         RunFolderError: If it is damaged, or of another run than the configuration and
             the log beside it. The message says what to do.
     """
-    return _checked(path)[0]
+    return _settled(_checked, path)[0]
 
 
 def finished_runs(path):
@@ -647,7 +679,9 @@ def finished_runs(path):
     Diverged runs are not among them.
     """
     found = sorted(pathlib.Path(path).glob(f"**/{SUMMARY}"))
-    return [p.parent for p in found if read_summary(p.parent)["status"] == "finished"]
+    # Not those of attempts that ended second, or are just being renamed.
+    found = [p.parent for p in found if attempts.HOME not in p.relative_to(path).parts]
+    return [p for p in found if read_summary(p)["status"] == "finished"]
 
 
 def flatten(config):

@@ -25,9 +25,9 @@ import keras
 import keras_tuner
 import ml_collections
 
-from keras_fa import datasets
+from keras_fa import datasets, distribution
+from keras_fa.lab import attempts, plans, run_folder
 from keras_fa.lab import config as configuration
-from keras_fa.lab import plans, run_folder
 from keras_fa.lab.build import build, load, measures_of, rule_of
 from keras_fa.lab.progress import duration
 from keras_fa.lab.run import run
@@ -254,6 +254,9 @@ class StopEarly(keras.callbacks.EarlyStopping):
 def read_role():
     """What this process is in keras-tuner's distributed mode.
 
+    Under an `srun` of several tasks, the first is the chief, and the environment
+    variables that turn the mode on are set here.
+
     Returns:
         "chief" or "worker", or "alone" outside that mode.
 
@@ -262,6 +265,11 @@ def read_role():
     """
     names = [f"KERASTUNER_{n}" for n in ("ORACLE_IP", "ORACLE_PORT", "TUNER_ID")]
     missing = [name for name in names if name not in os.environ]
+    if len(missing) == len(names) and (tasks := distribution.slurm_tasks()):
+        rank = os.environ["SLURM_PROCID"]
+        given = (*tasks[0].rsplit(":", 1), "chief" if rank == "0" else f"worker{rank}")
+        os.environ |= dict(zip(names, given, strict=True))
+        missing = []
     if len(missing) == len(names):
         return "alone"
     if missing:
@@ -362,7 +370,8 @@ class Search:
         run_folder.tidy(self.workdir)
         folders = self.workdir / "trials"
         # Run folders, and records of failures.
-        begun = [p.name.split(".") for p in folders.glob("[0-9]*")]
+        found = [*folders.glob("[0-9]*"), *folders.glob(f"{attempts.HOME}/[0-9]*")]
+        begun = [name.split(".") for name in sorted({path.name for path in found})]
         begun = [(int(name), name, rest) for name, *rest in begun if name.isdigit()]
         unfinished = []
         for number in range(1 + max((number for number, *_ in begun), default=-1)):
@@ -376,7 +385,9 @@ class Search:
                 # Where there were fewer trials, their names were shorter.
                 if other == number and name != trial.trial_id:
                     old, new = (".".join([n, *rest]) for n in (name, trial.trial_id))
-                    (folders / old).rename(folders / new)
+                    for folder in (folders, folders / attempts.HOME):
+                        with contextlib.suppress(FileNotFoundError):
+                            (folder / old).rename(folder / new)
             if self._is_over(trial):
                 with _quiet():
                     self._tuner.go_through(trial)
@@ -407,7 +418,7 @@ class Search:
         """
         config = self._configured(trial)
         folder = self._folder(trial.trial_id)
-        if not (folder / run_folder.CONFIG).exists():
+        if not (run_folder.place(folder) / run_folder.CONFIG).exists():
             return config
         try:
             run_folder.check(folder, config.to_dict())
@@ -534,7 +545,8 @@ class Search:
         said = {}
         while not over.wait(_LOOK):
             for trial in list(self._oracle.ongoing_trials.values()):
-                path = self._folder(trial.trial_id) / run_folder.METRICS
+                folder = run_folder.place(self._folder(trial.trial_id))
+                path = folder / run_folder.METRICS
                 with contextlib.suppress(OSError):
                     still = time.time() - path.stat().st_mtime
                     often = int(still / _SILENCE)
@@ -684,7 +696,7 @@ class Search:
         """A line for a trial that begins: its settings, and the time left of all."""
         if self._console is None:
             return
-        folders = sorted((self.workdir / "trials").glob("*"))
+        folders = sorted((self.workdir / "trials").glob("[0-9]*"))
         over = [s for s in map(run_folder.read_summary, folders) if s is not None]
         left = ""
         if over:
