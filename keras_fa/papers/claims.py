@@ -65,8 +65,11 @@ def _judged(claim, section):
     told = [c for c in section.checks if re.search(claim.checks, c[0])]
     told = [c for c in told if c[1] is not None]
     if not told:
-        missing = "its runs are missing" if claim.checks else "no check tells"
-        return Verdict(claim, NOT_TESTED, claim.note or missing, section.name)
+        missing = "Its runs are missing."
+        if section.tables and not section.runs:
+            missing = "Its runs are gone; a table made of them earlier stands there."
+        words = f"{missing} {claim.note}".strip()
+        return Verdict(claim, NOT_TESTED, words, section.name)
     failed = [c for c in told if not c[1]]
     shown = failed or told
     words = "; ".join(f"{text}: {evidence}" for text, _, evidence in shown[:2])

@@ -208,6 +208,12 @@ EXPERIMENTS = {
         (linear_map.linear_map,),
         stored=("rk23.csv",),
     ),
+    "rk23_variants": Experiment(
+        "rk23_variants",
+        "The conserved ratio under other precision, rate, batch, depth, activation",
+        "beside RK23, figure 1",
+        (linear_map.variants,),
+    ),
     "minimum_norm": Experiment(
         "minimum_norm",
         "The minimum-norm solution",

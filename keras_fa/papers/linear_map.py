@@ -74,6 +74,44 @@ def linear_map(section, runs, folder):
     ]
 
 
+_HOMOGENEOUS = ("linear", "relu", "leaky_relu")
+
+
+def variants(section, runs, folder):
+    """The conserved ratio of the first two layers under one change at a time."""
+    rows = []
+    for run in runs:
+        log = run.log
+        phi = log["inner/dense_2"] - 0.5 * log["norm/dense_1"] ** 2
+        rows.append(
+            {
+                "activation": run.settings["model.activation"],
+                "hidden": "x".join(map(str, run.settings["model.hidden_units"])),
+                "dtype": run.settings["dtype"],
+                "learning_rate": run.settings["optimizer.learning_rate"],
+                "batch": run.settings["batch_size"] or "all",
+                "ratio_at_end": phi.iloc[-1] / phi.iloc[0],
+                "largest_deviation": (phi / phi.iloc[0] - 1).abs().max(),
+                "train_loss": run.final["loss"],
+            }
+        )
+    table = pd.DataFrame(rows)
+    section.data["rk23_variants.csv"] = table
+    section.tables[
+        "(<W2, B2> - ½|W1|²) over its start, at the end and at its farthest from 1."
+    ] = table.map(lambda v: f"{v:.5g}" if isinstance(v, float) else v)
+    for holds, own in table.groupby(table["activation"].isin(_HOMOGENEOUS)):
+        deviation = own["largest_deviation"]
+        names = ", ".join(sorted(set(own["activation"])))
+        section.checks.append(
+            (f"{names}: the ratio stays within 1%", bool((deviation < 0.01).all()),
+             f"at most {deviation.max():.2g} from 1 in {len(own)} runs")
+            if holds
+            else (f"{names}: no law, so the ratio leaves 1 by more than 1%",
+                  bool((deviation > 0.01).all()), f"{deviation.min():.2g} at the least")
+        )  # fmt: skip
+
+
 def minimum_norm(section, runs, folder):
     """The distance to the minimum-norm solution from W1 = 0."""
     table = pd.DataFrame(
