@@ -625,6 +625,12 @@ def rescaling_of_each_channel(x):
 
 
 @row("a -> o (4 units)")
+def factors_of_channels_behind_a_linear_layer(x):
+    x = layers.Rescaling([1.0, 2.0, 3.0, 4.0], name="r")(dense(4, "a")(x))
+    return dense(2, "o")(x)
+
+
+@row("a -> o (4 units)")
 def divided_by_a_constant(x):
     return dense(2, "o")(dense(4, "a", "relu")(x) / 2.0)
 

@@ -136,6 +136,22 @@ def test_matrices_are_as_the_kind_says(kind):
         assert len(set(np.abs(first).argmax(axis=1))) > 3
 
 
+@pytest.mark.parametrize("signal", ["error", "sign", "target"])
+def test_a_step_of_an_optimizer_has_the_gradients_of_a_tape(signal):
+    model = keras_fa.direct(network(), signal=signal, seed=1)
+    wanted = [
+        variable.numpy() - 0.5 * gradient
+        for variable, gradient in zip(
+            model.trainable_variables, gradients(model, X, LABELS), strict=True
+        )
+    ]
+    model.compile(keras.optimizers.SGD(0.5), cross_entropy())
+    model.train_on_batch(X, LABELS)
+    for variable, value in zip(model.trainable_variables, wanted, strict=True):
+        # Measured: 1e-16.
+        assert_close(variable.numpy(), value, 1e-13)
+
+
 def test_feedback_is_no_weight_of_the_forward_pass():
     for arguments in ({"learned": True}, {"ghost": True}):
         plain = network()

@@ -23,7 +23,7 @@ from tensorflow.python.framework import config as tf_config
 
 from keras_fa import experiment, rules
 from keras_fa.config import default_config
-from keras_fa.lab import build, plans, recording, run_folder
+from keras_fa.lab import build, plans, recording, run, run_folder
 from keras_fa.lab.checkpoints import CheckpointError, Checkpoints
 from keras_fa.layers import feedback_layers, forward_variables
 
@@ -608,11 +608,24 @@ def test_bad_configurations_are_refused_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
+def test_workers_tell_their_data_by_what_they_have():
+    one, same, other = (
+        run._features(experiment.load(digits(seed=seed))) for seed in (0, 0, 1)
+    )
+    assert one == same != other
+    assert one["train"] == experiment.load(digits()).num_train
+
+
 def test_sections_among_the_further_instruments(tmp_path):
     config = digits(epochs=1)
-    config.instruments.others = ({"name": "weight_alignment", "prefix": "own/"},)
+    config.instruments.others = (
+        {"name": "weight_alignment", "prefix": "own/"},
+        # Which takes examples, that a run has for it.
+        {"name": "gradient_alignment", "prefix": "own/"},
+    )
     summary = experiment.run(config, tmp_path / "run")
     assert "own/alignment/dense_1" in summary["final"]
+    assert "own/gradient_cosine" in summary["final"]
     assert experiment.run(config, tmp_path / "run") == summary
 
 

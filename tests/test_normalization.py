@@ -152,6 +152,8 @@ def test_conversion_gives_it_to_any_model_and_takes_it_back(tmp_path):
     stock = keras_fa.to_stock(fused)
     assert type(stock.get_layer("bn")) is layers.BatchNormalization
     np.testing.assert_array_equal(stock.predict(x, verbose=0), trained)
+    # Nobody gets it who did not ask.
+    assert type(keras_fa.to_stock(same).get_layer("bn")) is layers.BatchNormalization
     # Files of weights are one another's.
     stock.save_weights(tmp_path / "stock.weights.h5")
     other = net(BatchNormalization)

@@ -228,6 +228,9 @@ def test_an_argument_of_a_named_thing_is_a_field_too():
         plans.set_field(config, field, plans.read_value(config, field, text))
     configuration.check(config)
     assert config.rule == {"name": "sign_fa", "scale": 0.5}
+    # The name that is there already leaves its arguments alone.
+    plans.set_field(config, "rule", "sign_fa")
+    assert config.rule == {"name": "sign_fa", "scale": 0.5}
     plans.set_field(config, "rule", {"conv*": "sign_fa", "*": "fa"})
     with pytest.raises(ValueError, match="a table of rules by layer: set the whole"):
         plans.set_field(config, "rule.scale", 0.5)

@@ -98,6 +98,15 @@ def test_b_and_the_law_are_those_of_the_long_form(double):
         assert one.shape[-1] == short.kernel.shape[-1] + 1
 
 
+def test_p_has_glorots_scale_times_the_gain():
+    rule = rules.ProductFeedback(expansion=2, seed=1)
+    layer = keras_fa.layers.FeedbackDense(50, rule=rule)
+    layer.build((None, 30))
+    (p,) = (w.numpy() for w in layer.weights if w.shape == (100, 50))
+    # (1 + 1/k) / 2 of the variance 2 / (100 + 50). Measured: 1.00.
+    assert p.var() / (0.75 * 2 / 150) == pytest.approx(1, abs=0.05)
+
+
 def test_nothing_of_the_expansions_size_is_stored():
     layer = FeedbackDense(6, rule=rules.ShortProductFeedback(100))
     layer.build((None, 5))
