@@ -141,7 +141,7 @@ CLAIMS = (
         "proposition 5.7, nearly orthogonal",
         "The same on nearly orthogonal data, for any slope c > 0.",
         "proposition_5_7",
-        "^nearly orthogonal",
+        "^nearly orthogonal: dominance",
         "With c², near orthogonality guarantees an alpha only if c is not too small; "
         "the measured alpha is positive all the same.",
     ),

@@ -280,6 +280,13 @@ def proposition_5_7(section, rows, folder):
                 f"in {guaranteed.sum()} of {len(group)} runs",
             )
         )
+        section.checks.append(
+            (
+                f"{data.replace('_', ' ')}: dominance with beta = 2 over every run",
+                bool((group["alpha_2"] > 0).all()),
+                f"alpha at least {group['alpha_2'].min():.3g} in {len(group)} runs",
+            )
+        )
     section.checks += [
         (
             "the loss stays under the bound of the alpha known before",
