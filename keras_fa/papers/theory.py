@@ -207,7 +207,8 @@ def theorem_4_6(seed, p, schedule, time, n, d, inputs, rate=0.01, steps=20_000):
     }
 
 
-_RATES = {"linear": 1e-3, "relu": 1e-3, "tanh": 1e-2}
+# Of the paper, that of linear networks doubled: at 1e-3 those of p = 200 diverge.
+_RATES = {"linear": 2e-4, "relu": 1e-3, "tanh": 1e-2}
 
 
 def figure_2(seed, activation, p, penalty):
@@ -227,22 +228,27 @@ def figure_2(seed, activation, p, penalty):
     # A tenth of the time in which the penalty takes down beta by e.
     block = max(200, round(0.1 / (rate * max(penalty, 0.02))))
     seen = (math.inf, math.inf)
-    for number in range(1, 201):  # noqa: B007
+    still, number = False, 0
+    while number < 200:
+        number += 1
         for _ in range(block):
             (nets or net).step(rate, penalty)
         errors = nets.errors()[0] if nets else net.errors()
         loss = float(errors @ errors / 2)
         cosine = float(nets.cosines()[0]) if nets else net.cosine()
+        if not math.isfinite(loss):
+            break
         # The absolute floor is where the loss of a run without a penalty is rounding.
         still = abs(loss - seen[0]) < 1e-2 * loss + 1e-10
-        if still and abs(cosine - seen[1]) < 1e-3:
+        still = still and abs(cosine - seen[1]) < 1e-3
+        if still:
             break
         seen = (loss, cosine)
     return {
         "cosine": cosine,
         "loss": loss,
         "steps": number * block,
-        "converged": number < 200,
+        "converged": still,
     }
 
 
@@ -341,7 +347,6 @@ def rk23(seed, start, rate=2e-5, most=200_000):
     }
 
 
-_WIDTHS = [200, 400, 800, 1600, 3200, 6400, 12800]
 _SCHEDULES = ["cutoff", "exponential", "inverse_square"]
 _SEEDS = [0, 1, 2]
 
@@ -409,18 +414,31 @@ MEASUREMENTS = {
     ),
     "figure_2": Measurement(
         figure_2,
-        _product(
-            seed=list(range(10)),
-            activation=["linear"],
-            p=_WIDTHS,
-            penalty=[0.0, 0.2, 0.5, 2.0, 5.0],
-        )
-        + _product(seed=_SEEDS, activation=["linear"], p=_WIDTHS, penalty=[0.02])
-        + _product(
-            seed=_SEEDS,
-            activation=["relu", "tanh"],
-            p=[200, 800, 3200],
-            penalty=[0.0, 0.2, 1.0, 5.0],
-        ),
+        [
+            *_product(
+                seed=_SEEDS,
+                activation=["linear"],
+                p=[200, 800, 3200, 12800],
+                penalty=[0.0, 0.2, 2.0, 5.0],
+            ),
+            *_product(
+                seed=_SEEDS,
+                activation=["tanh", "relu"],
+                p=[200, 800, 3200],
+                penalty=[0.0, 0.2, 1.0, 5.0],
+            ),
+            *_product(
+                seed=list(range(3, 10)),
+                activation=["linear"],
+                p=[200, 800, 3200, 12800],
+                penalty=[0.0, 0.2, 2.0, 5.0],
+            ),
+            *_product(
+                seed=_SEEDS,
+                activation=["linear"],
+                p=[200, 800, 3200, 12800],
+                penalty=[0.02, 0.05],
+            ),
+        ],
     ),
 }
