@@ -181,13 +181,15 @@ def _earlier(section, experiment, folder):
     import pandas as pd
 
     for file in experiment.stored:
-        if (folder / file).exists():
+        earlier = "made earlier, of runs that are neither in --runs nor recorded."
+        if file.endswith(".png") and (folder / file).exists():
+            section.figures[f"{file}: {earlier}"] = folder / file
+        elif (folder / file).exists():
             table = pd.read_csv(folder / file)
             rows = f", the first {_ROWS} of {len(table)} rows"
-            section.tables[
-                f"{file}{rows if len(table) > _ROWS else ''}: made earlier, of runs "
-                "that are neither in --runs nor recorded."
-            ] = table.head(_ROWS).round(4)
+            section.tables[f"{file}{rows if len(table) > _ROWS else ''}: {earlier}"] = (
+                table.head(_ROWS).round(4)
+            )
 
 
 def _recorded(grid):

@@ -27,7 +27,7 @@ class Experiment:
         source: Where it is in which paper.
         parts: Functions of (section, runs, folder of the figures).
         measures: Functions of a run's log whose numbers a record of the run keeps.
-        stored: CSV files to show where no run is left.
+        stored: CSV files and images to show where no run is left.
         beside: Further grids whose runs the parts are given.
         paper: What the paper has: (function of the runs that counts those that are as
             long as the paper's, how many the paper has, of what); None where the paper
@@ -99,6 +99,7 @@ EXPERIMENTS = {
         "RK24, figure 2",
         (noisy_mnist.figure2,),
         paper=_TABLE3,
+        stored=("figures/fig2.png",),
     ),
     "fig3": Experiment(
         "table3",
@@ -107,7 +108,7 @@ EXPERIMENTS = {
         (noisy_mnist.figure3,),
         (noisy_mnist.above_bound,),
         paper=_TABLE3,
-        stored=("fig3.csv",),
+        stored=("fig3.csv", "figures/fig3.png"),
     ),
     "fig4": Experiment(
         "table3",
@@ -115,7 +116,7 @@ EXPERIMENTS = {
         "RK24, figure 4",
         (noisy_mnist.figure4,),
         paper=_TABLE3,
-        stored=("fig4.csv",),
+        stored=("fig4.csv", "figures/fig4.png"),
     ),
     "noise_fitted": Experiment(
         "noise_fitted",
@@ -158,7 +159,7 @@ EXPERIMENTS = {
         "LeNet: alignment at 10 classes",
         "RK24, figure 5",
         (_with(class_subsets.layer_alignment, 10),),
-        stored=("fig5_earlier.csv",),
+        stored=("fig5_earlier.csv", "figures/fig5.png"),
         paper=_long(24, epochs=500, dataset__num_classes=10),
     ),
     "fig6": Experiment(
@@ -199,14 +200,14 @@ EXPERIMENTS = {
         "Convergence on separable and nearly orthogonal data",
         "RK24, theorem 5.1, proposition 5.7, lemma 5.4",
         (convergence.convergence,),
-        stored=("convergence.csv",),
+        stored=("convergence.csv", "figures/convergence.png"),
     ),
     "rk23": Experiment(
         "rk23",
         "Linear and ReLU networks on a linear map",
         "RK23, figures 1 and 2",
         (linear_map.linear_map,),
-        stored=("rk23.csv",),
+        stored=("rk23.csv", "figures/rk23_fig1.png", "figures/rk23_fig2.png"),
     ),
     "rk23_variants": Experiment(
         "rk23_variants",
@@ -219,14 +220,18 @@ EXPERIMENTS = {
         "The minimum-norm solution",
         "RK23, theorem 5.2 and section 6",
         (linear_map.minimum_norm,),
-        stored=("minimum_norm.csv",),
+        stored=("minimum_norm.csv", "figures/minimum_norm.png"),
     ),
     "song_synthetic": Experiment(
         "song_synthetic",
         "A penalty makes wide networks align",
         "S21, figure 2",
         (song.song_synthetic,),
-        stored=("song_synthetic.csv",),
+        stored=(
+            "song_synthetic.csv",
+            "figures/song_fig2_alignment.png",
+            "figures/song_fig2_loss.png",
+        ),
         paper=(_repetitions, 50, "repetitions"),
     ),
     "song_cutoff": Experiment(
@@ -234,7 +239,11 @@ EXPERIMENTS = {
         "A penalty that is cut off",
         "S21, theorem 4.6",
         (song.song_cutoff,),
-        stored=("song_cutoff.csv",),
+        stored=(
+            "song_cutoff.csv",
+            "figures/song_cutoff_alignment.png",
+            "figures/song_cutoff_loss.png",
+        ),
     ),
     "song_mnist": Experiment(
         "song_mnist",
@@ -242,7 +251,7 @@ EXPERIMENTS = {
         "S21, figure 3",
         (song.song_mnist,),
         paper=_long(30, epochs=300, model__kernel_initializer="normal(1.0)"),
-        stored=("song_mnist_earlier.csv",),
+        stored=("song_mnist_earlier.csv", "figures/song_fig3.png"),
     ),
     "proposition_5_7": _theorem(
         "proposition_5_7",
@@ -327,14 +336,22 @@ EXPERIMENTS = {
         "Does the depth of a residual MLP learn?",
         "arXiv 2606.21126, with ten classes of CIFAR-100 for CIFAR-10",
         (_with(audits.audits, printed.AUDIT),),
-        stored=("audit.csv",),
+        stored=(
+            "audit.csv",
+            "figures/audit_residual_mlp_0.png",
+            "figures/audit_residual_mlp_1.png",
+        ),
     ),
     "small_networks": Experiment(
         "small_networks",
         "Does the depth of a small MobileNetV2 and a small ViT learn?",
         "none",
         (audits.audits,),
-        stored=("small_networks.csv",),
+        stored=(
+            "small_networks.csv",
+            "figures/small_networks_mobilenet_0.png",
+            "figures/small_networks_vit_0.png",
+        ),
     ),
     "precision": Experiment(
         "precision",
