@@ -135,7 +135,7 @@ def _section(name, experiment, folder):
     )
     if experiment.paper is not None:
         count, total, unit = experiment.paper
-        section.complete = f"{count(section.runs)} of {total} {unit}"
+        section.complete = f"{count(section.runs)} of the paper's {total} {unit}"
     for grid_beside in experiment.beside:
         section.runs += _runs_of(grid_beside)
     if section.runs:

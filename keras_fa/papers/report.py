@@ -45,6 +45,9 @@ figcaption, .caption { color: var(--faint); font-size: .9rem; margin: 1.6rem 0 .
 .claims th:nth-child(1) { width: 17%; } .claims th:nth-child(2) { width: 28%; }
 .claims th:nth-child(3) { width: 10%; }
 @media (max-width: 640px) {
+  h1 { font-size: 1.4rem; }
+  figure { overflow-x: auto; }
+  figure img { max-width: none; height: 16rem; max-height: none; }
   .claims thead { display: none; }
   .claims tr { display: block; border-bottom: 1px solid var(--rule); padding: .5rem 0; }
   .claims td { display: block; border: 0; padding: .1rem 0; }
@@ -85,7 +88,7 @@ statement is contrary as soon as one of its checks fails; read its section.</p>
 {% endif %}
 <div class="scroll"><table>
 <tr><th>experiment</th><th class="words">source</th>
-<th class="words">of the paper's</th><th>runs</th><th>checks</th></tr>
+<th class="words">how much there is</th><th>runs</th><th>checks</th></tr>
 {% for s in sections %}
 <tr><td><a href="#{{ s.name }}">{{ s.title }}</a></td>
 <td class="words">{{ s.source }}</td>
@@ -97,8 +100,8 @@ statement is contrary as soon as one of its checks fails; read its section.</p>
 {% for s in sections %}
 <section id="{{ s.name }}">
 <h2>{{ s.title }}</h2>
-<p class="faint">{{ s.source }} &middot; {{ s.runs|length }} finished runs
-{% if s.complete %}&middot; of the paper's: {{ s.complete }}{% endif %}</p>
+<p class="faint">{{ s.source }}{% if s.runs %} &middot; {{ s.runs|length }} finished
+runs{% endif %}{% if s.complete %} &middot; {{ s.complete }}{% endif %}</p>
 {% if s.missing %}
 <div class="partial">Partial: {{ s.missing|length }}
 cells of the grid are not finished, and all numbers are from those that are.
