@@ -1,10 +1,11 @@
 # make train: sets everything up and trains the four rules on the embedded digits.
 # make test:  sets everything up and passes the tests.
+# make test-jax, make test-torch: the toolkit's tests on that backend, without TensorFlow.
 PYTHON ?= python3
 BIN := .venv/bin
 WORKDIR ?= runs/digits
 
-.PHONY: train test unit long lint clean
+.PHONY: train test unit test-jax test-torch long lint clean
 
 train: .venv/ready
 	@$(BIN)/python trainers/train.py --config=configs/digits.py --workdir=$(WORKDIR) \
@@ -15,6 +16,9 @@ test: lint unit
 unit: .venv/ready
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
+test-jax test-torch: test-%: .venv-%/ready
+	KERAS_BACKEND=$* .venv-$*/bin/python -m pytest
+
 # What `make test` leaves out for its length: the whole of each table, kills of sweeps,
 # searches and workers.
 long: .venv/ready
@@ -24,15 +28,29 @@ lint: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+define check_python
+@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; \
+	(3, 11) <= v < (3, 14) or sys.exit("keras_fa needs Python 3.11 to 3.13, this " \
+	"is %d.%d. Name another one: make PYTHON=python3.12 ..." % v)'
+endef
+
 .venv/ready: pyproject.toml setup.py constraints.txt
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; \
-		(3, 11) <= v < (3, 14) or sys.exit("keras_fa needs Python 3.11 to 3.13, this " \
-		"is %d.%d. Name another one: make PYTHON=python3.12 ..." % v)'
+	$(check_python)
 	@echo 'Setting .venv up, which takes some minutes.'
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check \
 		--constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
+.venv-%/ready: requirements/%.txt pyproject.toml setup.py constraints.txt
+	$(check_python)
+	@echo 'Setting .venv-$* up, which takes a minute.'
+	@$(PYTHON) -m venv .venv-$*
+	@.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check \
+		--constraint constraints.txt -r $< beartype matplotlib pandas pytest
+	@.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check \
+		--no-deps --editable .
+	@touch $@
+
 clean:
-	rm -rf .venv build *.egg-info
+	rm -rf .venv .venv-jax .venv-torch build *.egg-info

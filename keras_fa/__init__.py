@@ -63,7 +63,16 @@ def __dir__():
 
 def __getattr__(name):
     if name in _LAZY or name == _HOMES.get(name):
-        return importlib.import_module(f"keras_fa.{name}")
+        try:
+            return importlib.import_module(f"keras_fa.{name}")
+        except ModuleNotFoundError as error:
+            if error.name != "tensorflow":
+                raise
+            raise ImportError(
+                f"keras_fa.{name} needs TensorFlow, which prepares the data on every "
+                "backend: pip install 'tensorflow>=2.21,<2.22'.",
+                name="tensorflow",
+            ) from error
     if name in _HOMES:
         return getattr(importlib.import_module(f"keras_fa.{_HOMES[name]}"), name)
     raise AttributeError(f"module 'keras_fa' has no attribute {name!r}")

@@ -338,9 +338,28 @@ def weights_of_fit(model):
         frame = frame.f_back
     else:
         return None, False
-    batches = frame.f_locals["epoch_iterator"]._distributed_dataset.element_spec
-    weighted = isinstance(batches, tuple) and len(batches) == 3
+    batches = _kind_of_batch(frame.f_locals["epoch_iterator"])
+    weighted = isinstance(batches, (tuple, list)) and len(batches) == 3
     return frame.f_locals["class_weight"], weighted and batches[2] is not None
+
+
+def _kind_of_batch(iterator):
+    """A batch of an iterator of epochs, or something of its structure."""
+    if keras.backend.backend() == "tensorflow":
+        return iterator._distributed_dataset.element_spec
+    adapter = iterator.data_adapter
+    if hasattr(adapter, "_inputs"):
+        return adapter._inputs
+    if hasattr(adapter, "_first_batches"):
+        return adapter._first_batches[0]
+    if hasattr(adapter, "py_dataset"):
+        return adapter.py_dataset[0]
+    if hasattr(adapter, "_dataloader"):
+        import torch
+
+        with torch.random.fork_rng():
+            return next(iter(adapter._dataloader))
+    return adapter._dataset.element_spec
 
 
 def class_weights(y, class_weight):
@@ -493,7 +512,9 @@ class _Seed(keras.random.SeedGenerator):
     """A seed generator that gives one tensor."""
 
     def __init__(self, value):
-        self._value = value
+        # The keys of JAX are unsigned.
+        unsigned = keras.backend.backend() == "jax"
+        self._value = ops.cast(value, "uint32") if unsigned else value
 
     def next(self, ordered=True):
         return self._value
@@ -728,6 +749,8 @@ def custom_gradient(function):
     Args:
         function: As for `keras.ops.custom_gradient`.
     """
+    if keras.backend.backend() == "jax":
+        return _on_all_levels(function)
     decorated = keras.ops.custom_gradient(function)
     if keras.backend.backend() != "tensorflow":
         return decorated
@@ -741,6 +764,30 @@ def custom_gradient(function):
             return decorated(*args)
 
     return in_scope
+
+
+def _on_all_levels(function):
+    """A custom gradient of JAX's that a derivative of a derivative meets as well.
+
+    `jax.custom_gradient` differentiates what `function` returns in place of itself: a
+    second derivative then is that of the forward pass, silently.
+    """
+    import jax
+
+    @jax.custom_vjp
+    def decorated(*args):
+        return function(*args)[0]
+
+    def forward(*args):
+        # For the levels outside of the one that is differentiated here.
+        return decorated(*args), args
+
+    def backward(args, upstream):
+        gradients = function(*args)[1](upstream)
+        return gradients if isinstance(gradients, tuple) else (gradients,)
+
+    decorated.defvjp(forward, backward)
+    return decorated
 
 
 @functools.cache

@@ -9,6 +9,7 @@ when it compiled.
 import contextlib
 
 import keras
+import numpy as np
 
 BACKEND = keras.backend.backend()
 
@@ -50,6 +51,11 @@ def readings(variables):
     return [_reading(variable) for variable in variables]
 
 
+def array(value):
+    """A tensor or variable as a NumPy array, which may share its memory."""
+    return _array(value)
+
+
 def undrawn():
     """Within, random numbers of the backend's own state are drawn as if for nothing.
 
@@ -86,12 +92,13 @@ if BACKEND == "tensorflow":
     def _reading(variable):
         return tf.convert_to_tensor(variable.value)
 
+    _array = np.asarray
+
     _undrawn = _in_float64 = contextlib.nullcontext
 
 elif BACKEND == "jax":
     import jax
     import jax.numpy as jnp
-    import numpy as np
     from jax.extend.core import Literal, jaxpr_as_fun
 
     def _value_and_gradients(function, values):
@@ -176,6 +183,8 @@ elif BACKEND == "jax":
     def _reading(variable):
         return variable.value
 
+    _array = np.asarray
+
     _undrawn = contextlib.nullcontext
 
     def _in_float64():
@@ -212,6 +221,10 @@ elif BACKEND == "torch":
 
     def _reading(variable):
         return variable.value.detach()
+
+    def _array(value):
+        value = value.value if isinstance(value, keras.Variable) else value
+        return np.asarray(value.detach().cpu() if torch.is_tensor(value) else value)
 
     _undrawn, _in_float64 = torch.random.fork_rng, contextlib.nullcontext
 

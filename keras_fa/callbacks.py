@@ -5,13 +5,14 @@ Keras hands the logs from one to the next, and a reader sees only what was added
 it. Formulas live in `keras_fa.analysis`; here is only when, and under which name.
 """
 
+import importlib.util
 import math
 import warnings
 
 import keras
 import numpy as np
 
-from keras_fa import _keras, analysis
+from keras_fa import _keras, analysis, autodiff
 from keras_fa.analysis import _audit, _survey
 from keras_fa.registry import register
 
@@ -124,7 +125,7 @@ class _Instrument(keras.callbacks.Callback):
             _keras.hide_from_progress_line(self.model, readings)
 
     def _optimizer_steps(self):
-        return int(np.asarray(self.model.optimizer.iterations))
+        return int(autodiff.array(self.model.optimizer.iterations))
 
 
 @register("instrument", "weight_alignment")
@@ -242,6 +243,7 @@ class Conservation(_Instrument):
         ValueError: If `every`, `unit` or `prefix` is not one of these, or, in training,
             if another callback writes the same keys, or a ledger meets
             `steps_per_execution` > 1: the callback would see several steps as one.
+        ImportError: If there is a `histogram_dir` and no TensorFlow.
     """
 
     def __init__(
@@ -254,6 +256,12 @@ class Conservation(_Instrument):
         quiet=False,
     ):
         super().__init__(every, unit, prefix, quiet)
+        if histogram_dir is not None and importlib.util.find_spec("tensorflow") is None:
+            raise ImportError(
+                "Histograms for TensorBoard are written by TensorFlow, which is not "
+                "installed. Leave `histogram_dir` out, or install it: "
+                "pip install 'tensorflow>=2.21,<2.22'."
+            )
         self.ledger = ledger
         self.histogram_dir = histogram_dir
         self._writer = None
@@ -622,5 +630,5 @@ class MinimumNorm(_Instrument):
     def _map(self, scale):
         """What the network makes of the unit vectors times a scale, biases left out."""
         units = scale * np.eye(self.x.shape[1], dtype=self.x.dtype)
-        outputs, zero = (np.asarray(self.model(z)) for z in (units, 0 * units))
+        outputs, zero = (autodiff.array(self.model(z)) for z in (units, 0 * units))
         return outputs - zero

@@ -12,7 +12,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 import keras
 import pytest
-import tensorflow as tf
+from backends import BACKEND, FILES, NOT_ELSEWHERE
 from jaxtyping import install_import_hook
 
 from keras_fa import _keras
@@ -24,10 +24,20 @@ with install_import_hook(
 ):
     from keras_fa import analysis  # noqa: F401
 
-tf.config.set_logical_device_configuration(
-    tf.config.list_physical_devices("CPU")[0],
-    [tf.config.LogicalDeviceConfiguration()] * 2,
-)
+if BACKEND == "tensorflow":
+    import tensorflow as tf
+
+    tf.config.set_logical_device_configuration(
+        tf.config.list_physical_devices("CPU")[0],
+        [tf.config.LogicalDeviceConfiguration()] * 2,
+    )
+
+
+def pytest_ignore_collect(collection_path):
+    """Other backends have a table of the files that they run."""
+    if BACKEND != "tensorflow" and collection_path.name.startswith("test_"):
+        return collection_path.name not in FILES
+    return None
 
 
 def pytest_addoption(parser):
@@ -40,6 +50,11 @@ def pytest_addoption(parser):
 
 def pytest_collection_modifyitems(config, items):
     """Files that start processes come first: a long one at the end would run alone."""
+    if BACKEND != "tensorflow":
+        for item in items:
+            for reason, tests in NOT_ELSEWHERE[BACKEND].items():
+                if f"{item.path.name}::{item.originalname}" in tests:
+                    item.add_marker(pytest.mark.skip(reason=reason))
     if not config.getoption("long"):
         left_out = [item for item in items if item.get_closest_marker("long")]
         items[:] = [item for item in items if not item.get_closest_marker("long")]
@@ -60,7 +75,8 @@ def fresh_keras():
     keras.utils.clear_session(free_memory=False)
     keras.utils.set_random_seed(1)
     yield
-    # A run asks for it, and it would refuse XLA to every test that comes after.
-    _keras.set_op_determinism(False)
+    if BACKEND == "tensorflow":
+        # A run asks for it, and it would refuse XLA to every test that comes after.
+        _keras.set_op_determinism(False)
     keras.config.set_dtype_policy("float32")
     keras.config.set_image_data_format("channels_last")

@@ -7,7 +7,7 @@ import math
 import keras
 import numpy as np
 
-from keras_fa import _keras
+from keras_fa import _keras, autodiff
 from keras_fa.analysis import _dominance, _graph
 from keras_fa.layers import feedback_layers
 
@@ -126,7 +126,7 @@ def smallest_weights(model):
         `{key: float}`, keys as in `alignment_terms`.
     """
     return {
-        key: float(np.asarray(kernel).min())
+        key: float(autodiff.array(kernel).min())
         for key, layer, index, kernel in _maps(model)
         if math.prod(kernel.shape[a] for a in layer.geometry(index).outputs) == 1
     }
@@ -208,7 +208,7 @@ def _inner(first, second):
 
 
 def _array(values):
-    return np.asarray(values, dtype=np.float64)
+    return autodiff.array(values).astype(np.float64, copy=False)
 
 
 def _maps(model):

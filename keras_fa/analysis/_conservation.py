@@ -30,6 +30,7 @@ steps and clipping do not, and float16 or bfloat16 layers only to their rounding
 import numpy as np
 from jaxtyping import Float64, Int, Shaped
 
+from keras_fa import autodiff
 from keras_fa.analysis._groups import conserved_groups
 
 # Kernels are widened to float64 in blocks of so many numbers, which fit the cache.
@@ -251,7 +252,7 @@ class Reader:
 
     def _read(self, variable):
         if id(variable) not in self._arrays:
-            values = np.asarray(variable)
+            values = autodiff.array(variable)
             # The variable is kept as well: a freed one could pass on its id.
             kept = values.copy() if self._copy else values
             self._arrays[id(variable)] = (variable, kept)

@@ -348,7 +348,7 @@ def _loss_scale(model):
     optimizer = getattr(model, "optimizer", None)
     dynamic = getattr(optimizer, "dynamic_scale", None)
     if dynamic is not None:
-        return float(np.asarray(dynamic))
+        return float(autodiff.array(dynamic))
     fixed = getattr(optimizer, "loss_scale_factor", None)
     # That at which Keras's LossScaleOptimizer begins.
     return float(fixed or 2**15)

@@ -16,7 +16,7 @@ import keras
 import numpy as np
 from keras import layers
 
-from keras_fa import _keras
+from keras_fa import _keras, autodiff
 from keras_fa.analysis import _contractions
 from keras_fa.analysis._calls import Input, is_float
 
@@ -259,7 +259,7 @@ def _merge(channels, call, labels):
 
 
 def _is_nonzero(constant):
-    return constant is not None and bool(np.any(np.asarray(constant)))
+    return constant is not None and bool(np.any(autodiff.array(constant)))
 
 
 def _product(channels, call, labels):

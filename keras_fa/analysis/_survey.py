@@ -217,7 +217,9 @@ def norms(model, x):
     examples = keras.tree.flatten(x)[0].shape[0]
     found = {}
     for name, h in hidden.values():
-        square = float(ops.sum(ops.square(ops.cast(h, "float64"))))
+        with autodiff.in_float64():
+            square = ops.sum(ops.square(ops.cast(h, "float64")))
+        square = float(autodiff.array(square))
         found[name] = found.get(name, 0.0) + square / examples
     return {name: math.sqrt(square) for name, square in found.items()}
 
@@ -245,7 +247,7 @@ def distance(variables, reference):
     """|W - W0| / |W0| over several variables, infinite where W0 = 0 and W is not."""
     apart = start = 0.0
     for variable, first in zip(variables, reference, strict=True):
-        now, then = (np.asarray(v, np.float64) for v in (variable, first))
+        now, then = (autodiff.array(v).astype(np.float64) for v in (variable, first))
         apart += float(np.sum((now - then) ** 2))
         start += float(np.sum(then**2))
     if start == 0:

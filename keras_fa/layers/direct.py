@@ -29,6 +29,8 @@ class DirectFeedback(keras.layers.Layer):
     Raises:
         ValueError: When it is built, if the rule asks for more nonzeros than there are
             outputs, or for a B_l that is zero or not finite.
+        NotImplementedError: In training on JAX under a loss scale, with a signal that
+            takes its size from it.
     """
 
     def __init__(self, rule="dfa", **kwargs):
@@ -145,7 +147,16 @@ class DirectFeedback(keras.layers.Layer):
     def _loss_scale(self):
         """What a training step multiplies its loss by, against half precision."""
         optimizer = _keras.optimizer_of_call(self) if _keras.in_training(self) else None
-        return 1.0 if optimizer is None else optimizer.scale_loss(1.0)
+        if optimizer is None:
+            return 1.0
+        scaled = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
+        if scaled and self._rule.signal != "error" and keras.config.backend() == "jax":
+            raise NotImplementedError(
+                f'The signal "{self._rule.signal}" takes its size from the loss scale, '
+                "which JAX would keep as it was when it compiled the step. Train in "
+                '"mixed_bfloat16" or float32, use signal="error", or another backend.'
+            )
+        return optimizer.scale_loss(1.0)
 
     def _keep_ghosts_out_of_norm(self):
         """With ghosts, the weights take the steps that they take without."""

@@ -5,7 +5,7 @@ import tempfile
 import keras
 import numpy as np
 
-from keras_fa import _keras
+from keras_fa import _keras, autodiff
 from keras_fa.models import swapping
 
 
@@ -142,7 +142,7 @@ _PLAIN = (bool, int, float, str, np.ndarray, np.generic)
 
 def _alike(one, other):
     try:
-        one, other = np.asarray(one), np.asarray(other)
+        one, other = autodiff.array(one), autodiff.array(other)
     except (TypeError, ValueError, NotImplementedError):
         # Symbols have no values.
         return True

@@ -15,7 +15,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_fa import _keras, registry
+from keras_fa import _keras, autodiff, registry
 
 PACKAGE = "keras_fa"
 
@@ -435,7 +435,7 @@ def carries_errors(feedback, origin):
 def _values(tensor):
     """A tensor as a float array, or None while it is symbolic."""
     try:
-        return np.asarray(tensor).astype("float64")
+        return autodiff.array(tensor).astype("float64")
     except (NotImplementedError, TypeError):
         # Symbolic tensors, in TensorFlow's and in JAX's words: nothing to see yet.
         return None

@@ -130,4 +130,4 @@ class BatchRandomSign(FixedRandomSign):
 
 def _signed(kernel, magnitude):
     # ops.sign would give 0 at 0.
-    return ops.where(kernel > 0, magnitude, -magnitude)
+    return ops.where(kernel > 0, ops.convert_to_tensor(magnitude), -magnitude)
