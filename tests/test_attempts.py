@@ -330,3 +330,20 @@ def test_a_run_that_ends_while_it_is_read_is_read_where_it_is_then(
         assert read(path)
     run_folder.check(path, CONFIG)
     assert ends == []
+
+
+def test_errors_name_the_run_folder(tmp_path):
+    path = tmp_path / "run"
+    with RunFolder(path, CONFIG) as folder:
+        folder.begin(-1)
+        folder.log({"epoch": 0})
+        folder.log({"epoch": 1})
+    text = (path / "metrics.jsonl").read_text()
+    (path / "metrics.jsonl").write_text(text.replace('"epoch": 0', '"epoch": 9'))
+    with (
+        pytest.raises(run_folder.RunFolderError, match="line 1 is damaged") as found,
+        RunFolder(path, CONFIG) as folder,
+    ):
+        folder.summary()
+    assert str(path / "metrics.jsonl") in str(found.value)
+    assert attempts.HOME not in str(found.value)

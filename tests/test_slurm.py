@@ -35,6 +35,7 @@ pytestmark = [
 _CONF = """
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort={port}
 SlurmUser=root
 AuthInfo=cred_expire=5
 ProctrackType=proctrack/linuxproc
@@ -58,10 +59,12 @@ SlurmdPidFile={folder}/slurmd-%n.pid
 SlurmdLogFile={folder}/slurmd-%n.log
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
-NodeName=n[1-4] NodeHostname={host} NodeAddr=127.0.0.1 Port=[17001-17004] CPUs=1 \
+NodeName=n[1-4] NodeHostname={host} NodeAddr=127.0.0.1 Port=[{first}-{last}] CPUs=1 \
 RealMemory=4000
-PartitionName=main Nodes=ALL Default=YES PriorityTier=1 MaxTime=60
-PartitionName=urgent Nodes=ALL PriorityTier=10 MaxTime=60
+NodeName={host} NodeAddr=127.0.0.1 Port={several} CPUs=3 RealMemory=4000
+PartitionName=main Nodes=n[1-4] Default=YES PriorityTier=1 MaxTime=60
+PartitionName=urgent Nodes=n[1-4] PriorityTier=10 MaxTime=60
+PartitionName=several Nodes={host} MaxTime=60
 """
 
 
@@ -144,7 +147,18 @@ def cluster(tmp_path_factory):
     (folder / "state").mkdir()
     found = _Cluster(folder)
     host = socket.gethostname()
-    (folder / "slurm.conf").write_text(_CONF.format(host=host, folder=folder))
+    # Of its own: what an earlier one has left may still report to its ports.
+    port = 20000 + 10 * (os.getpid() % 1000)
+    (folder / "slurm.conf").write_text(
+        _CONF.format(
+            host=host,
+            folder=folder,
+            port=port,
+            first=port + 1,
+            last=port + 4,
+            several=port + 5,
+        )
+    )
     munge, started = None, []
     if not pathlib.Path("/run/munge/munge.socket.2").exists():
         pathlib.Path("/run/munge").mkdir(exist_ok=True)
@@ -155,18 +169,19 @@ def cluster(tmp_path_factory):
         wait_until(socket_file.exists, "munged does not start", 20)
     try:
         started.append(found.begin("slurmctld", "-D"))
-        for name in ("n1", "n2", "n3", "n4"):
+        for name in ("n1", "n2", "n3", "n4", host):
             found.nodes[name] = found.begin("slurmd", "-D", "-N", name)
             started.append(found.nodes[name])
         wait_until(
             lambda: (
                 subprocess.run(
-                    ["sinfo", "-h", "-N", "-p", "main", "-o", "%t"],
+                    ["sinfo", "-h", "-N", "-o", "%t"],
                     env=found.env,
                     capture_output=True,
                     text=True,
                 ).stdout.split()
-                == ["idle"] * 4
+                # Each node in each of its partitions.
+                == ["idle"] * 9
             ),
             "the nodes do not come up",
             60,
@@ -175,7 +190,7 @@ def cluster(tmp_path_factory):
     finally:
         if len(started) > 1:
             subprocess.run(["scancel", "-u", "root", "-f"], env=found.env)
-            time.sleep(2)
+            wait_until(lambda: not found.processes(), "jobs do not end", 60)
         for process in reversed(started):
             process.terminate()
         for process in started:
@@ -296,3 +311,48 @@ def test_a_sweep_on_a_cluster_on_which_all_goes_wrong(cluster, tmp_path):
     assert undisturbed.returncode == 0, output
     assert table(shared) == table(whole)
     assert len(table(whole)) == 24
+
+
+def _srun(cluster, tasks, *command):
+    process = cluster.begin(
+        *("srun", "--partition=several", f"--ntasks={tasks}", "--kill-on-bad-exit=1"),
+        *(sys.executable, *command),
+    )
+    output, _ = process.communicate(timeout=_PATIENCE)
+    assert process.returncode == 0, output
+    print(output)
+    return output
+
+
+def test_two_workers_as_one_line_of_srun(cluster, tmp_path):
+    output = _srun(
+        *(cluster, 2, "trainers/train.py", "--strategy=multi_worker"),
+        *("--config=digits", "--config.epochs=3", f"--workdir={tmp_path / 'two'}"),
+        "--nofigures",
+    )
+    assert output.count("mean") == 1, "the chief alone shows its table"
+    summary = run_folder.read_summary(tmp_path / "two")
+    assert (summary["status"], summary["strategy"]) == ("finished", "multi_worker")
+    assert [line["epoch"] for line in run_folder.read_metrics(tmp_path / "two")] == [
+        *range(4)
+    ]
+
+
+def test_a_search_as_one_line_of_srun(cluster, tmp_path):
+    (tmp_path / "base.py").write_text(
+        (write_grid(tmp_path / "x", 3, 1).parents[1] / "base.py").read_text()
+    )
+    space = {
+        "config": "base.py",
+        "space": {"optimizer.learning_rate": {"min": 0.01, "max": 0.1, "log": True}},
+        "objective": "val_accuracy",
+    }
+    (tmp_path / "space.py").write_text(f"def get_space():\n    return {space!r}\n")
+    output = _srun(
+        *(cluster, 3, "trainers/tune.py", f"--space={tmp_path / 'space.py'}"),
+        *(f"--workdir={tmp_path / 'search'}", "--trials=4", "--noconfirm"),
+    )
+    assert "This process hands out the trials; workers run them." in output
+    assert output.count("No trial is left for this worker; the chief reports.") == 2
+    trials = run_folder.finished_runs(tmp_path / "search" / "trials")
+    assert len(trials) == 4

@@ -154,17 +154,28 @@ class RunFolder:
                 check(attempt.path, self.config)
                 for path in attempt.path.glob(_TEMPORARY):
                     path.unlink(missing_ok=True)
-        except BaseException:
+        except BaseException as error:
             attempt.release(is_over)
+            self._say_where(error, attempt.path)
             raise
         self._attempt, self.path = attempt, attempt.path
         return self
 
-    def __exit__(self, *exception):
+    def __exit__(self, kind=None, error=None, trace=None):
         if self._attempt is None:
             return
         self._attempt.release(is_over)
+        self._say_where(error, self.path)
         self._attempt, self.path = None, self._target
+
+    def _say_where(self, error, private):
+        """Names the run folder in an error that was raised in the private one.
+
+        That is where the files are by now.
+        """
+        if error is not None and error.args and isinstance(error.args[0], str):
+            text = error.args[0].replace(str(private), str(self._target))
+            error.args = (text, *error.args[1:])
 
     @property
     def place(self):
