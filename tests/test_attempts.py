@@ -347,3 +347,15 @@ def test_errors_name_the_run_folder(tmp_path):
         folder.summary()
     assert str(path / "metrics.jsonl") in str(found.value)
     assert attempts.HOME not in str(found.value)
+
+
+def test_what_a_callback_lays_into_the_run_folder_stays(tmp_path):
+    path = tmp_path / "run"
+    with RunFolder(path, CONFIG) as folder:
+        folder.begin(-1)
+        path.mkdir()
+        (path / "mine.csv").write_text("mine")
+        folder.finish({"status": "finished"})
+    assert (path / "mine.csv").read_text() == "mine"
+    assert run_folder.read_summary(path) == {"status": "finished"}
+    assert os.listdir(tmp_path) == ["run"]

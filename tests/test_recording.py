@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from keras_fa import losses, models
 from keras_fa.config import default_config
-from keras_fa.lab import recording, run_folder
+from keras_fa.lab import recording, run_folder, tracking
 
 RANDOM = np.random.default_rng(0)
 X = RANDOM.normal(size=(23, 6)).astype("float32")
@@ -207,3 +207,25 @@ def test_a_notebooks_cell_shows_progress_without_widgets(monkeypatch):
     epochs = [line.partition("/4")[0][-1] for line in shown]
     assert epochs == ["0", "2", "4", "4"]
     assert "loss 0.5" in shown[-1]
+
+
+def test_a_run_is_tracked_line_by_line(tmp_path):
+    config = default_config()
+    config.log_every = 2
+    tracker = tracking.Tracker("tensorboard", config, tmp_path / "run")
+    for period in range(3):
+        tracker.on_epoch_end(period, {"loss": 1.0 / (period + 1), "name": "x"})
+    tracker.stop()
+    [path] = (tmp_path / "tensorboard" / "run").iterdir()
+    found = {
+        (value.tag, event.step): tf.make_ndarray(value.tensor)
+        for event in tf.compat.v1.train.summary_iterator(str(path))
+        for value in event.summary.value
+    }
+    losses = {step: float(v) for (tag, step), v in found.items() if tag == "loss"}
+    assert losses == pytest.approx({2: 1.0, 4: 1 / 2, 6: 1 / 3})
+    [text] = [v for (tag, _), v in found.items() if tag == "config"]
+    assert b"optimizer.learning_rate: 0.01" in text.item()
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(ValueError, match="Unknown tracker: 'mlfow'"):
+        tracking.Tracker("mlfow", config, tmp_path / "run")

@@ -81,6 +81,7 @@ ROOMS = (
     "lab.attempts",
     "lab.run_folder",
     "lab.checkpoints",
+    "lab.tracking",
     "lab.recording",
     "lab.build",
     "lab.run",

@@ -61,10 +61,11 @@ PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 NodeName=n[1-4] NodeHostname={host} NodeAddr=127.0.0.1 Port=[{first}-{last}] CPUs=1 \
 RealMemory=4000
-NodeName={host} NodeAddr=127.0.0.1 Port={several} CPUs=3 RealMemory=4000
+NodeName=localhost NodeHostname={host} NodeAddr=127.0.0.1 Port={several} CPUs=3 \
+RealMemory=4000
 PartitionName=main Nodes=n[1-4] Default=YES PriorityTier=1 MaxTime=60
 PartitionName=urgent Nodes=n[1-4] PriorityTier=10 MaxTime=60
-PartitionName=several Nodes={host} MaxTime=60
+PartitionName=several Nodes=localhost MaxTime=60
 """
 
 
@@ -169,7 +170,7 @@ def cluster(tmp_path_factory):
         wait_until(socket_file.exists, "munged does not start", 20)
     try:
         started.append(found.begin("slurmctld", "-D"))
-        for name in ("n1", "n2", "n3", "n4", host):
+        for name in ("n1", "n2", "n3", "n4", "localhost"):
             found.nodes[name] = found.begin("slurmd", "-D", "-N", name)
             started.append(found.nodes[name])
         wait_until(
@@ -244,7 +245,7 @@ def test_impossible_requests_are_refused_with_slurms_words(cluster, tmp_path):
 
 def test_a_sweep_on_a_cluster_on_which_all_goes_wrong(cluster, tmp_path):
     """Scancel, a dead node, the end of the time, a preemption: each cell once."""
-    grid = write_grid(tmp_path / "configs", 400, 12)
+    grid = write_grid(tmp_path / "configs", 80, 12)
     shared, whole = tmp_path / "shared", tmp_path / "whole"
     command = [*SWEEP, f"--grid={grid}", f"--workdir={shared}", "--executor=slurm"]
     options = "--slurm=--time=4 --signal=B:USR1@60"

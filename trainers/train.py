@@ -49,6 +49,12 @@ _LOGICAL_DEVICES = flags.DEFINE_integer(
     "Makes so many devices of the CPU, to try --strategy=mirrored out.",
     lower_bound=1,
 )
+_TRACK = flags.DEFINE_list(
+    "track",
+    [],
+    "Libraries to which the config and the log lines go too: tensorboard, mlflow, "
+    "wandb, trackio.",
+)
 _FIGURES = flags.DEFINE_bool("figures", True, "Whether to draw the figures.")
 
 
@@ -75,7 +81,7 @@ def main():
     console = Console(markup=False, emoji=False)
     workdir = _WORKDIR.value
     config = _config()
-    shared = {"strategy": _STRATEGY.value, "progress": True}
+    shared = {"strategy": _STRATEGY.value, "progress": True, "track": _TRACK.value}
     if _LOGICAL_DEVICES.value is not None:
         distribution.set_logical_devices(_LOGICAL_DEVICES.value)
     chief = True

@@ -186,8 +186,13 @@ class Attempt:
                     return False
                 if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                     raise
-            # What a process that was taken for dead gave back.
             with contextlib.suppress(FileNotFoundError):
+                if not (self._target / "config.json").exists():
+                    # Of somebody who has not waited for the run folder: a callback.
+                    for name in os.listdir(self._target):
+                        if not (self.path / name).exists():
+                            os.rename(self._target / name, self.path / name)
+                # What a process that was taken for dead gave back.
                 os.rename(self._target, self._claim / secrets.token_hex(4))
 
 

@@ -15,7 +15,7 @@ import tensorflow as tf
 from keras_fa import __version__, _keras, analysis, distribution
 from keras_fa import rules as feedback_rules
 from keras_fa.lab import config as configuration
-from keras_fa.lab import recording, run_folder
+from keras_fa.lab import recording, run_folder, tracking
 from keras_fa.lab.build import build, check_loss, instruments, load, measures_of
 from keras_fa.lab.checkpoints import Checkpoints
 from keras_fa.layers import forward_variables
@@ -23,7 +23,14 @@ from keras_fa.layers import forward_variables
 __all__ = ["audit", "build", "compare", "load", "load_model", "run"]
 
 
-def run(config, workdir, strategy="default", progress=False, extra_callbacks=()):
+def run(
+    config,
+    workdir,
+    strategy="default",
+    progress=False,
+    extra_callbacks=(),
+    track=(),
+):
     """Trains one network as a configuration says, and leaves a run folder.
 
     A run that was interrupted, even by SIGKILL, goes on after its last checkpoint when
@@ -43,6 +50,8 @@ def run(config, workdir, strategy="default", progress=False, extra_callbacks=())
         extra_callbacks: Further Keras callbacks, which see what the instruments read.
             One epoch of theirs is `config.log_every` epochs of the run. If they have
             `get_state()` and `set_state(state)`, a resumed run takes their state over.
+        track: Names of libraries to which the configuration and the log lines go too:
+            `keras_fa.lab.tracking.NAMES`.
 
     Returns:
         The summary, a dict: `status` ("finished", or "diverged" if the loss became NaN
@@ -80,20 +89,24 @@ def run(config, workdir, strategy="default", progress=False, extra_callbacks=())
                 workers = distribution.get_strategy(strategy)
                 folder.follow(distribution.of_the_chief(workers, folder.place))
                 distribution.check_shared(workers, folder.path)
+                tracks = track if folder.writes else ()
+                trackers = [tracking.Tracker(name, config, workdir) for name in tracks]
+                callbacks = (*extra_callbacks, *trackers)
                 try:
-                    summary = _train(
-                        config, folder, strategy, progress, extra_callbacks
-                    )
+                    summary = _train(config, folder, strategy, progress, callbacks)
                 except OSError:
                     # Another attempt may have come to the end, and cleared this away.
                     if not (folder.writes and folder.has_ended()):
                         raise
                     return run_folder.read_summary(workdir)
+                finally:
+                    for tracker in trackers:
+                        tracker.stop()
             summary = folder.finish(summary)
     return summary
 
 
-def compare(config, workdir, rules, strategy="default", progress=False):
+def compare(config, workdir, rules, strategy="default", progress=False, track=()):
     """Runs one configuration under several rules, each in a folder of its own.
 
     The runs share the seed, and with it data, initial weights and batches.
@@ -104,6 +117,7 @@ def compare(config, workdir, rules, strategy="default", progress=False):
         rules: Names of rules.
         strategy: As for `run`.
         progress: As for `run`.
+        track: As for `run`.
 
     Returns:
         Dict from rule to summary.
@@ -117,7 +131,9 @@ def compare(config, workdir, rules, strategy="default", progress=False):
     for rule in rules:
         rule_config = ml_collections.ConfigDict(config).copy_and_resolve_references()
         configuration.set_value(rule_config, "rule", rule)
-        summaries[rule] = run(rule_config, f"{workdir}/{rule}", strategy, progress)
+        summaries[rule] = run(
+            rule_config, f"{workdir}/{rule}", strategy, progress, track=track
+        )
     return summaries
 
 

@@ -1,0 +1,103 @@
+"""Callbacks that send a run's configuration and log lines to a tracking library too.
+
+The run folder stays the truth: what is sent is never read back. A run that goes on
+after an interruption sends the lines after its last checkpoint once more.
+"""
+
+import numbers
+import pathlib
+
+import keras
+
+from keras_fa._extras import extra
+from keras_fa.lab import run_folder
+
+NAMES = ("tensorboard", "mlflow", "wandb", "trackio")
+
+
+class Tracker(keras.callbacks.Callback):
+    """Sends each log line of a run to a library.
+
+    Args:
+        library: One of `NAMES`. Its own environment variables say where to
+            (`MLFLOW_TRACKING_URI`, `WANDB_MODE`, `TRACKIO_DIR`); TensorBoard's files
+            are beside the run folder, in `tensorboard/`.
+        config: The run's configuration, a `ConfigDict`.
+        workdir: The run folder, whose name is the run's there.
+
+    Raises:
+        ValueError: If the library is unknown.
+        ImportError: If it is not installed.
+    """
+
+    def __init__(self, library, config, workdir):
+        super().__init__()
+        if library not in NAMES:
+            raise ValueError(
+                f"Unknown tracker: {library!r}. Known: {', '.join(NAMES)}."
+            )
+        workdir = pathlib.Path(workdir).absolute()
+        self._log_every = config.log_every
+        settings = run_folder.flatten(config.to_dict())
+        with extra("track"):
+            self._log, self._end = _OPEN[library](workdir, settings)
+
+    def on_epoch_end(self, epoch, logs=None):
+        values = {k: v for k, v in (logs or {}).items() if isinstance(v, numbers.Real)}
+        self._log(values, (epoch + 1) * self._log_every)
+
+    def stop(self):
+        """Ends the run there, however it ended here."""
+        self._end()
+
+
+def _tensorboard(workdir, settings):
+    import tensorflow as tf
+
+    folder = workdir.parent / "tensorboard" / workdir.name
+    writer = tf.summary.create_file_writer(str(folder))
+    with writer.as_default():
+        lines = [f"    {field}: {value!r}" for field, value in settings.items()]
+        tf.summary.text("config", "\n".join(lines), step=0)
+
+    def log(values, epoch):
+        with writer.as_default():
+            for name, value in values.items():
+                tf.summary.scalar(name, float(value), step=epoch)
+
+    return log, writer.close
+
+
+def _mlflow(workdir, settings):
+    import mlflow
+
+    mlflow.set_experiment("keras_fa")
+    mlflow.start_run(run_name=workdir.name)
+    mlflow.log_params(settings)
+
+    def log(values, epoch):
+        mlflow.log_metrics({k: float(v) for k, v in values.items()}, step=epoch)
+
+    return log, mlflow.end_run
+
+
+def _wandb(workdir, settings):
+    import wandb
+
+    run = wandb.init(project="keras_fa", name=workdir.name, config=settings)
+    return lambda values, epoch: run.log(values, step=epoch), run.finish
+
+
+def _trackio(workdir, settings):
+    import trackio
+
+    trackio.init(project="keras_fa", name=workdir.name, config=settings)
+    return lambda values, epoch: trackio.log(values, step=epoch), trackio.finish
+
+
+_OPEN = {
+    "tensorboard": _tensorboard,
+    "mlflow": _mlflow,
+    "wandb": _wandb,
+    "trackio": _trackio,
+}
