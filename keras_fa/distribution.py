@@ -7,7 +7,6 @@ replicas have different numbers of them.
 """
 
 import contextlib
-import functools
 import json
 import os
 import pathlib
@@ -234,25 +233,9 @@ def _flat(facts, prefix=""):
 
 def _of_all_replicas(strategy, text):
     """The texts of all replicas, in their order."""
-    rows = _rows(strategy)
-    # Collectives take numbers alone, of one shape on all workers.
-    codes = list(text.encode())
-    sizes = rows(tf.constant([len(codes)], tf.float32)).numpy()[:, 0].astype(int)
-    # Of few shapes, each of which is traced once.
-    codes += [0] * (-(-max(sizes) // 4096) * 4096 - len(codes))
-    everyones = rows(tf.constant(codes, tf.float32)).numpy().astype("uint8")
-    return [
-        codes[:size].tobytes().decode()
-        for codes, size in zip(everyones, sizes, strict=True)
-    ]
-
-
-@functools.lru_cache(maxsize=1)
-def _rows(strategy):
-    """A compiled function that gives all replicas' values to each."""
     replicas = strategy.num_replicas_in_sync
 
-    @tf.function
+    @tf.function(reduce_retracing=True)
     def rows(values):
         def row(values):
             context = tf.distribute.get_replica_context()
@@ -261,7 +244,15 @@ def _rows(strategy):
 
         return strategy.experimental_local_results(strategy.run(row, args=(values,)))[0]
 
-    return rows
+    # Collectives take numbers alone, of one shape on all workers.
+    codes = list(text.encode())
+    sizes = rows(tf.constant([len(codes)], tf.float32)).numpy()[:, 0].astype(int)
+    codes += [0] * (max(sizes) - len(codes))
+    everyones = rows(tf.constant(codes, tf.float32)).numpy().astype("uint8")
+    return [
+        codes[:size].tobytes().decode()
+        for codes, size in zip(everyones, sizes, strict=True)
+    ]
 
 
 @contextlib.contextmanager
