@@ -334,7 +334,8 @@ class Conservation(_Instrument):
         self._laws = laws
 
     def on_train_batch_end(self, batch, logs=None):
-        if self.ledger:
+        # JAX has the weights in its variables only once it was asked for the model.
+        if self.ledger and self.model is not None:
             self._books.step()
         super().on_train_batch_end(batch, logs)
 
