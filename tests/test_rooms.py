@@ -68,6 +68,8 @@ ROOMS = (
     "distribution",
     "datasets.transforms",
     "datasets.images",
+    "datasets.augmentation",
+    "datasets.streams",
     "datasets.records",
     "datasets.pipelines",
     "datasets.tiny_imagenet",

@@ -17,7 +17,14 @@ from collections.abc import Sequence
 import numpy as np
 
 from keras_fa import registry
-from keras_fa.datasets import images, sources, synthetic, transforms
+from keras_fa.datasets import (
+    augmentation,
+    images,
+    sources,
+    streams,
+    synthetic,
+    transforms,
+)
 from keras_fa.datasets.images import BadExample
 from keras_fa.datasets.pipelines import Dataset
 from keras_fa.datasets.sources import DatasetNotFound
@@ -52,6 +59,8 @@ class UnknownOptionError(TypeError):
 
 _AUTO_BATCH_SIZE = 128
 _MEMORY_BYTES = 2**32
+# So many examples tell the moments of a set that is not in memory.
+_MEASURED = 4096
 
 
 def load(
@@ -76,7 +85,10 @@ def load(
     image_size: int | None = None,
     channels: int | None = None,
     memory_bytes: int = _MEMORY_BYTES,
+    augment: Sequence[str | dict] = (),
     on_bad_example: str = "stop",
+    threads: int | None = None,
+    workers: int = 0,
     **sizes: int | float | str,
 ) -> Dataset:
     """Loads a data set.
@@ -126,9 +138,19 @@ def load(
         image_size: Side of the images of "folder:" and "tfds:", which are scaled, and
             cut to their middle. Needed where they differ in size.
         channels: 1 or 3, of the same: 3 unless the set's description says other.
-        memory_bytes: Sets up to this size, decoded, are held in memory.
+        memory_bytes: Sets up to this size, decoded, are held in memory. Larger ones
+            are read from the disk batch by batch, in the same order. Their
+            `standardize` measures 4,096 training examples, drawn by the seed.
+        augment: Random changes of the training images, in this order: names or dicts of
+            `name` and arguments, of `keras_fa.datasets.augmentation.CHANGES`. Each is a
+            function of the seed, the epoch and the example. With "mixup" training
+            targets are vectors over the classes, float32.
         on_bad_example: "stop" refuses an image that cannot be read by its file and
-            index; "skip" leaves such images out, with a warning for each.
+            index; "skip" leaves such images out, with a warning for each. Where they
+            are read from the disk, the next one that can be read takes the place.
+        threads: Threads that read and change images; by default one for each core.
+        workers: Processes for that besides this one. A program must then have the main
+            guard, and each loads TensorFlow.
         **sizes: The sizes of a synthetic problem, such as `n`, `n_test` and `d_in`.
 
     Returns:
@@ -145,6 +167,13 @@ def load(
     """
     _check(name, sizes, dtype, seed, class_seed)
     _check_images(name, image_size, channels, memory_bytes, on_bad_example)
+    for option, value, least in (("threads", threads, 1), ("workers", workers, 0)):
+        if value is not None and not (
+            isinstance(value, numbers.Integral) and value >= least
+        ):
+            raise ValueError(
+                f"{option} must be an integer from {least}. Received: {value!r}."
+            )
     for option, value in (
         ("scale", scale),
         ("flatten", flatten),
@@ -193,8 +222,25 @@ def load(
     if train_size is not None:
         raw = raw.with_train_size(train_size, seed)
 
+    order_key = int(transforms.stream(seed, "order").generate_state(1)[0])
+    changes = None
+    if augment:
+        _check_augmentable(name, raw, is_classification, flatten, augment)
+        key = int(transforms.stream(seed, "augment").generate_state(1)[0])
+        size, count = raw.x_train.shape[1:3], len(raw.x_train)
+        changes = augmentation.Augmentation(augment, key, size, count)
     if isinstance(raw.x_train, images.Images):
-        raw = images.in_memory(raw, on_bad_example)
+        # What takes images of any size cannot take them from an array of one.
+        whole = changes is not None and changes.takes_whole_images
+        fits = raw.x_train.nbytes + raw.x_test.nbytes <= memory_bytes
+        if fits and not (whole and raw.x_train.scales):
+            raw = images.in_memory(raw, on_bad_example)
+            if changes is not None:
+                changes.count = len(raw.x_train)
+        elif flatten:
+            raise ValueError(
+                f"flatten=True needs {name!r} in memory; let the model flatten."
+            )
 
     labels, noisy = raw.y_train, None
     if is_classification:
@@ -207,7 +253,13 @@ def load(
             'products of its inputs; leave it "none".'
         )
     divisor = raw.divisor if scale else 1.0
-    mean, std = transforms.moments(raw.x_train, standardize, divisor)
+    measured = raw.x_train
+    if isinstance(measured, images.Images) and standardize != "none":
+        sample = np.random.default_rng(transforms.stream(seed, "moments"))
+        count = min(len(measured), _MEASURED)
+        chosen_few = np.sort(sample.permutation(len(measured))[:count])
+        measured, _ = measured[chosen_few].held(on_bad_example)
+    mean, std = transforms.moments(measured, standardize, divisor)
     x_train, x_test = raw.x_train, raw.x_test
     if flatten:
         if mean.ndim:
@@ -235,10 +287,12 @@ def load(
         seed=seed,
         noisy=noisy,
         clean_labels=raw.y_train if is_classification else None,
+        loading=streams.Loading(threads, workers, on_bad_example),
+        _augmentation=changes,
         _splits={"train": (x_train, y_train), "test": (x_test, y_test)},
         _divisor=divisor,
         _dtype=dtype,
-        _order_key=int(transforms.stream(seed, "order").generate_state(1)[0]),
+        _order_key=order_key,
     )
 
 
@@ -275,6 +329,16 @@ def _check(
             raise ValueError(
                 f"{option} must be an integer from 0. Received: {value!r}."
             )
+
+
+def _check_augmentable(name, raw, is_classification, flatten, augment) -> None:
+    x = raw.x_train
+    if len(x.shape) != 4 or x.dtype != np.uint8 or flatten or not is_classification:
+        raise ValueError(
+            "augment needs images with classes: inputs (n, height, width, channels) of "
+            f"uint8, not flattened. Received: {augment!r} for {name!r}, with inputs "
+            f"{tuple(x.shape)} {x.dtype}{', flattened' if flatten else ''}."
+        )
 
 
 def _check_images(name, image_size, channels, memory_bytes, on_bad_example) -> None:

@@ -9,6 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 import tensorflow as tf
 
+from keras_fa.datasets import streams
+from keras_fa.datasets.augmentation import Augmentation
+from keras_fa.datasets.images import Images
+
 # Inputs up to this size are kept as they are handed out. Larger ones are kept as they
 # were read, a quarter of the size for images, and made ready batch by batch.
 _READY_BYTES = 2**29
@@ -41,6 +45,8 @@ class Dataset:
         noisy: Mask of the training examples whose label was drawn again, `(n,)`, or
             None for a regression set.
         clean_labels: The training labels before label noise, `(n,)`, or None.
+        loading: How examples are read where batches are made one by one, and what that
+            met: `keras_fa.datasets.streams.Loading`.
     """
 
     name: str
@@ -58,7 +64,9 @@ class Dataset:
     seed: int
     noisy: np.ndarray | None
     clean_labels: np.ndarray | None
-    _splits: dict[str, tuple[np.ndarray, np.ndarray]]
+    loading: streams.Loading
+    _augmentation: Augmentation | None
+    _splits: dict[str, tuple[np.ndarray | Images, np.ndarray]]
     _divisor: float
     _dtype: str
     _order_key: int
@@ -87,16 +95,25 @@ class Dataset:
         in the life of this object, from 0, has the order of epoch k. A strategy looks
         at one batch before it trains, and that counts as a pass.
         """
+        passes = itertools.count()
+        if self.is_streamed:
+            steps = self.steps_per_epoch
+            return self._streamed(
+                "train",
+                lambda: {"start": next(passes) * steps, "count": steps},
+                steps,
+            )
         if self._is_full_batch:
             return self._finish(self._whole("train"), 1)
-        passes = itertools.count()
         epochs = tf.data.Dataset.from_generator(
             lambda: iter([next(passes)]),
             output_signature=tf.TensorSpec((), tf.int64),
         )
         return self._finish(self._batches(epochs), self.steps_per_epoch)
 
-    def train_from(self, epoch: int = 0) -> tf.data.Dataset:
+    def train_from(
+        self, epoch: int = 0, batch: int = 0, shard: tuple[int, int] = (0, 1)
+    ) -> tf.data.Dataset:
         """The endless stream of training batches from the start of an epoch on.
 
         For `fit(data.train_from(k), initial_epoch=k,
@@ -105,20 +122,35 @@ class Dataset:
 
         Args:
             epoch: The epoch to start at, from 0.
+            batch: How many of its batches to pass over.
+            shard: `(k, n)`, of a streamed set only: the k-th of n parts of each batch.
+                The parts are disjoint, and together they are the batch.
 
         Returns:
             Endless batches `(x, y)`. Every `steps_per_epoch` of them hold each
             training example once (with `drop_last`, at most once).
 
         Raises:
-            ValueError: If `epoch` is negative.
+            ValueError: If `epoch` or `batch` is negative, or `shard` is none or not to
+                be had.
         """
-        if epoch < 0:
-            raise ValueError(f"epoch counts from 0. Received: {epoch}.")
+        for name, value in (("epoch", epoch), ("batch", batch)):
+            if value < 0:
+                raise ValueError(f"{name} counts from 0. Received: {value}.")
+        if not 0 <= shard[0] < shard[1] or (shard[1] > 1 and not self.is_streamed):
+            raise ValueError(
+                "shard must be (k, n) with 0 <= k < n, and n = 1 for a set that is not "
+                f"streamed. Received: {shard}."
+            )
+        if self.is_streamed:
+            start = epoch * self.steps_per_epoch + batch
+            return self._streamed("train", lambda: {"start": start, "shard": shard})
         if self._is_full_batch:
             stream = self._whole("train").repeat()
         else:
-            stream = self._batches(tf.data.Dataset.range(epoch, np.iinfo(np.int64).max))
+            further, batch = divmod(batch, self.steps_per_epoch)
+            epochs = tf.data.Dataset.range(epoch + further, np.iinfo(np.int64).max)
+            stream = self._batches(epochs, batch)
         return self._finish(stream, tf.data.INFINITE_CARDINALITY)
 
     @functools.cached_property
@@ -127,6 +159,9 @@ class Dataset:
 
         If training is full-batch, then so is this.
         """
+        if isinstance(self._splits["test"][0], Images):
+            steps = -(-self.num_test // self.batch_size)
+            return self._streamed("test", lambda: {"count": steps}, steps)
         if self._is_full_batch or self.num_test <= self.batch_size:
             return self._finish(self._whole("test"), 1)
         steps = -(-self.num_test // self.batch_size)
@@ -145,11 +180,45 @@ class Dataset:
             Inputs `(n, *input_shape)` and labels `(n,)` or targets `(n, d_out)`.
 
         Raises:
-            ValueError: If `split` is neither.
+            ValueError: If `split` is neither, or the set is not held in memory.
         """
+        self._check_split(split)
+        if isinstance(self._splits[split][0], Images):
+            raise ValueError(
+                f"{self.name!r} is read from the disk batch by batch: there is no "
+                "array of it. Take `first(split, count)`, or raise "
+                f"dataset.memory_bytes above {self._splits[split][0].nbytes:,}."
+            )
+        return self._ready(*self._splits[split])
+
+    def first(self, split: str, count: int | None) -> tuple[np.ndarray, np.ndarray]:
+        """The first examples of a split, as `arrays` gives them, never augmented.
+
+        Args:
+            split: `"train"` or `"test"`.
+            count: How many; None for all.
+        """
+        self._check_split(split)
+        if count is None:
+            return self.arrays(split)
+        x, y = (part[:count] for part in self._splits[split])
+        if isinstance(x, Images):
+            x, good = x.held(self.loading.on_bad_example)
+            y = y[good]
+        return self._ready(x, y)
+
+    @property
+    def is_streamed(self) -> bool:
+        """Whether training batches are made one by one: augmented, or from the disk."""
+        return self._augmentation is not None or isinstance(
+            self._splits["train"][0], Images
+        )
+
+    def _check_split(self, split: str) -> None:
         if split not in self._splits:
             raise ValueError(f"split must be 'train' or 'test'. Received: {split!r}.")
-        x, y = self._splits[split]
+
+    def _ready(self, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         x = x.astype(self._dtype)
         shift, gain = self._affine
         x -= shift
@@ -171,18 +240,47 @@ class Dataset:
         with tf.device("CPU:0"):
             return tf.data.Dataset.from_tensors(self.arrays(split))
 
-    def _batches(self, epochs: tf.data.Dataset) -> tf.data.Dataset:
+    def _streamed(
+        self, split: str, place, count: int = tf.data.INFINITE_CARDINALITY
+    ) -> tf.data.Dataset:
+        """Batches that Grain makes; `place()` says which, at each pass over them."""
+        training = split == "train"
+        options = {"key": None, "shuffled": False}
+        if training:
+            options = {
+                "key": self._order_key,
+                "shuffled": not self._is_full_batch,
+                "drop_last": self.drop_last,
+                "augmentation": self._augmentation,
+                "num_classes": self.num_classes,
+            }
+
+        def source(**more) -> streams.Batches:
+            return streams.Batches(
+                self._splits[split],
+                self.batch_size,
+                self._affine,
+                self.loading.on_bad_example,
+                **options,
+                **more,
+            )
+
+        def batches():
+            return self.loading.batches(source(**place()))
+
+        stream = tf.data.Dataset.from_generator(
+            batches, output_signature=source().signature
+        )
+        return self._finish(stream, count)
+
+    def _batches(self, epochs: tf.data.Dataset, skipped: int = 0) -> tf.data.Dataset:
         """Batches of the training set, for each epoch number in turn."""
 
         def indices(epoch: tf.Tensor) -> tf.data.Dataset:
-            order = tf.random.experimental.stateless_shuffle(
-                tf.range(self.num_train, dtype=tf.int64),
-                seed=tf.stack([tf.constant(self._order_key, tf.int64), epoch]),
-                alg="philox",
-            )
+            order = streams.epoch_order(self._order_key, epoch, self.num_train)
             return self._in_batches(order, self.num_train, self.drop_last)
 
-        return self._gather("train", epochs.flat_map(indices))
+        return self._gather("train", epochs.flat_map(indices).skip(skipped))
 
     def _in_batches(
         self, order: tf.Tensor, size: int, drop_last: bool = False

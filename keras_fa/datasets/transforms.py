@@ -19,6 +19,8 @@ _STREAMS = {
     "noise_examples": 3,
     "noise_labels": 4,
     "order": 5,
+    "augment": 6,
+    "moments": 7,
 }
 
 
@@ -28,7 +30,8 @@ def stream(seed: int, purpose: str) -> np.random.SeedSequence:
     Args:
         seed: Non-negative integer.
         purpose: One of `"problem"`, `"classes"`, `"train_size"`,
-            `"noise_examples"`, `"noise_labels"` and `"order"`.
+            `"noise_examples"`, `"noise_labels"`, `"order"`, `"augment"` and
+            `"moments"`.
     """
     return np.random.SeedSequence(seed, spawn_key=(_STREAMS[purpose],))
 

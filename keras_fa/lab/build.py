@@ -112,7 +112,7 @@ def _probe(size, dataset):
 
     @functools.cache
     def probe():
-        x, y = (array[:size] for array in dataset.arrays("train"))
+        x, y = dataset.first("train", size)
         return {"x": x, "y": y}
 
     return probe
@@ -135,6 +135,14 @@ def load(config):
         raise ValueError(
             f"config.dataset.{field} is the whole run's: set config.{field}."
         )
+    changes = [named(change) for change in arguments.pop("augment", ())]
+    if changes:
+        if "mixup" in [change for change, _ in changes]:
+            raise ValueError(
+                "config.dataset.augment: mixup makes targets that are vectors, and a "
+                "run's losses and measures take class ids. Use it with `fit`."
+            )
+        arguments["augment"] = [{"name": n, **given} for n, given in changes]
     with _field("config.dtype"):
         dtype = keras.DTypePolicy(config.dtype).variable_dtype
     try:

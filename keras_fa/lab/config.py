@@ -96,7 +96,10 @@ def default_config():
             "standardize": placeholder(str),
             "image_size": placeholder(int),
             "memory_bytes": placeholder(int),
+            "augment": placeholder(tuple),
             "on_bad_example": placeholder(str),
+            "threads": placeholder(int),
+            "workers": placeholder(int),
         }
     )
     config.model = ConfigDict({"name": "mlp"})

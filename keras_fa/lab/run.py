@@ -210,7 +210,7 @@ def audit(workdir, baselines=(), size=512):
             scores.setdefault(_kind(folder, stored), []).append(_accuracy(folder))
     config = ml_collections.FrozenConfigDict(stored)
     dataset = load(config)
-    x, y = (array[:size] for array in dataset.arrays("train"))
+    x, y = dataset.first("train", size)
     model = _restored(workdir, build(config, dataset))
     reference = build(config, dataset)
     return analysis.audit(
@@ -260,6 +260,11 @@ def _train(config, folder, strategy, progress, extra_callbacks):
     revision = commit()
     scope = distribution.get_strategy(strategy).scope()
     dataset = load(config)
+    if dataset.is_streamed and strategy != "default":
+        raise ValueError(
+            "config.dataset: sets that are augmented or read from the disk train on one "
+            f"device. Received: the strategy {strategy!r}."
+        )
     with scope:
         model = build(config, dataset)
     if model.distribute_strategy.num_replicas_in_sync == 1:

@@ -430,7 +430,10 @@ _LATER = (
     ("dataset", "exclude_classes", None),
     ("dataset", "image_size", None),
     ("dataset", "memory_bytes", None),
+    ("dataset", "augment", None),
     ("dataset", "on_bad_example", None),
+    ("dataset", "threads", None),
+    ("dataset", "workers", None),
     ("checkpoint_every_seconds", 0.0),
 )
 

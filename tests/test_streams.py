@@ -1,0 +1,217 @@
+"""Sets read batch by batch: equal to sets in memory, whoever reads them."""
+
+import hashlib
+import itertools
+
+import keras
+import numpy as np
+import pytest
+
+from keras_fa import datasets
+from keras_fa.datasets import augmentation
+from tests import image_sets
+
+CHANGES = (
+    {"name": "random_crop", "padding": 2},
+    "flip",
+    "color_jitter",
+    {"name": "cutout", "length": 4},
+    "rand_augment",
+)
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    return image_sets.folder(tmp_path_factory.mktemp("data") / "set", train=7)
+
+
+def load(path, **options):
+    options = {"memory_bytes": 0, "batch_size": 4, "threads": 1, **options}
+    return datasets.load(f"folder:{path}", **options)
+
+
+def taken(batches, count):
+    pairs = itertools.islice(batches, count)
+    return [(x.numpy(), y.numpy()) for x, y in pairs]
+
+
+def same(some, others):
+    for (x, y), (other_x, other_y) in zip(some, others, strict=True):
+        np.testing.assert_array_equal(x, other_x)
+        np.testing.assert_array_equal(y, other_y)
+
+
+@pytest.mark.parametrize("drop_last", [False, True])
+def test_a_stream_is_what_the_set_in_memory_gives(path, drop_last):
+    options = {"drop_last": drop_last, "seed": 3, "standardize": "channel"}
+    held, streamed = (load(path, memory_bytes=b, **options) for b in (10**9, 0))
+    assert (held.is_streamed, streamed.is_streamed) == (False, True)
+    steps = held.steps_per_epoch
+    assert steps == streamed.steps_per_epoch == 3 + (not drop_last)
+    same(taken(held.train_from(1), 9), taken(streamed.train_from(1), 9))
+    same(taken(held.test, 9), taken(streamed.test, 9))
+    same(taken(held.train, 9), taken(streamed.train, 9))
+    same([held.first("train", 5)], [streamed.first("train", 5)])
+    with pytest.raises(ValueError, match="there is no array of it"):
+        streamed.arrays("train")
+    # Any place of an epoch, in memory and streamed.
+    for batch in (1, steps, steps + 2):
+        later = taken(held.train_from(0), batch + 3)[batch:]
+        same(later, taken(held.train_from(0, batch), 3))
+        same(later, taken(streamed.train_from(0, batch), 3))
+
+
+def digest(batches):
+    """The examples of some batches as hashes, in order, with their labels."""
+    return [
+        (hashlib.sha256(image.tobytes()).hexdigest(), label.tolist())
+        for x, y in batches
+        for image, label in zip(x, y, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("memory_bytes", [0, 10**9])
+def test_augmented_images_do_not_depend_on_threads_and_shards(path, memory_bytes):
+    options = {"augment": (*CHANGES, "mixup"), "memory_bytes": memory_bytes}
+    whole = taken(load(path, **options).train_from(0), 8)
+    assert len({image for image, _ in digest(whole)}) == 28  # changed in each epoch
+    assert whole[0][1].shape == (4, 2)
+    np.testing.assert_allclose(whole[3][1].sum(-1), 1, rtol=1e-6)
+    same(whole, taken(load(path, threads=3, **options).train_from(0), 8))
+    for parts in (2, 4):
+        shards = [
+            taken(load(path, **options).train_from(0, 0, (part, parts)), 8)
+            for part in range(parts)
+        ]
+        for batch, pieces in zip(whole, zip(*shards, strict=True), strict=True):
+            assert digest([batch]) == [d for piece in pieces for d in digest([piece])]
+
+
+@pytest.mark.long
+@pytest.mark.processes
+def test_augmented_images_do_not_depend_on_processes(path):
+    options = {"augment": (*CHANGES, "mixup")}
+    whole = taken(load(path, **options).train_from(0, 1), 6)
+    same(whole, taken(load(path, workers=2, **options).train_from(0, 1), 6))
+
+
+def test_one_more_change_leaves_the_draws_of_the_others(path):
+    few, more = (load(path, augment=a) for a in (("flip",), ("flip", "cutout")))
+    x, y = (taken(d.train_from(0), 1)[0][0] for d in (few, more))
+    changed = (x != y).any(-1).mean()
+    assert 0 < changed < 0.6  # only the squares, at most 8 x 8 of 12 x 10
+    other = taken(load(path, augment=("flip",), seed=1).train_from(0), 1)[0][0]
+    assert not np.array_equal(x, other)
+
+
+def test_each_change_does_what_its_name_says():
+    image = np.random.default_rng(0).integers(0, 256, (12, 10, 3), np.uint8)
+
+    def made(*changes):
+        change = augmentation.Augmentation(changes, 5, (12, 10), 50)
+        return [change(lambda _: image, 0, index)[0] for index in range(50)]
+
+    flipped = [np.array_equal(x, image[:, ::-1]) for x in made("flip")]
+    kept = [np.array_equal(x, image) for x in made("flip")]
+    assert 15 < sum(flipped) < 35 and sum(flipped) + sum(kept) == 50
+    padded = np.pad(image, ((2, 2), (2, 2), (0, 0)))
+    parts = [padded[i : i + 12, j : j + 10] for i in range(5) for j in range(5)]
+    for x in made({"name": "random_crop", "padding": 2}):
+        assert any(np.array_equal(x, part) for part in parts)
+    for x in made({"name": "cutout", "length": 4}):
+        assert 4 <= (x != image).any(-1).sum() <= 16
+        assert (x[(x != image).any(-1)] == 128).all()
+    for x in made({"name": "random_resized_crop", "scale": (1.0, 1.0)}):
+        assert x.shape == image.shape
+    one = {
+        "name": "color_jitter",
+        "brightness": 0.0,
+        "contrast": 0.0,
+        "saturation": 0.0,
+    }
+    assert np.array_equal(made(one)[0], image)
+    bright = made({**one, "brightness": 0.5})
+    gains = [x.mean() / image.mean() for x in bright]
+    assert min(gains) < 0.8 and max(gains) > 1.1
+    assert all(x.shape == image.shape for x in made("rand_augment"))
+    assert not all(np.array_equal(x, image) for x in made("rand_augment"))
+    mixed = augmentation.Augmentation(("mixup",), 5, (12, 10), 50)
+    x, other, weight = mixed(lambda i: np.full((12, 10, 1), i, np.uint8), 0, 7)
+    np.testing.assert_allclose(x, weight * 7 + (1 - weight) * other, rtol=1e-6)
+
+
+def test_crops_are_taken_of_whole_images(tmp_path):
+    path = image_sets.folder(tmp_path / "set", vary=True)
+    crop = {"name": "random_resized_crop", "scale": (0.5, 1.0)}
+    few, many = (
+        load(path, image_size=8, augment=(crop,), memory_bytes=b) for b in (0, 10**9)
+    )
+    assert many.is_streamed
+    same(taken(few.train_from(2), 3), taken(many.train_from(2), 3))
+
+
+def test_damaged_images_while_training(tmp_path, caplog):
+    path = image_sets.folder(tmp_path / "set", train=7)
+    (path / "train" / "ape" / "00002.png").write_bytes(image_sets.encoded(1)[:-90])
+    (path / "val" / "bee" / "00002.png").write_bytes(b"torn")
+    data = load(path)
+    with pytest.raises(Exception, match=r"00002.png \(example 2\) cannot be read"):
+        taken(data.train, 4)
+    assert isinstance(data.loading.error, datasets.BadExample)
+    data = load(path, on_bad_example="skip")
+    first = taken(data.train_from(0), 4)
+    assert sum(len(x) for x, _ in first) == 14
+    images = [image for image, _ in digest(first)]
+    assert len(set(images)) == 13  # the next one came twice
+    assert data.loading.bad == {2} and caplog.text.count("Left out") == 1
+    assert sum(len(y) for _, y in taken(data.test, 2)) == 5
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"augment": ("flop",)}, "unknown change 'flop'. Did you mean.*flip"),
+        ({"augment": ("mixup", "flip")}, "mixup must be the last"),
+        ({"augment": ("flip", "random_resized_crop")}, "must be the first"),
+        ({"augment": ({"name": "flip", "p": 1},)}, "no argument 'p'"),
+        ({"augment": ({"name": "cutout", "length": -1},)}, "like its default 8"),
+        ({"augment": ("flip",), "flatten": True}, "not flattened"),
+        ({"threads": 0}, "threads must be an integer from 1"),
+    ],
+)
+def test_what_no_stream_could_do_is_refused(path, options, message):
+    with pytest.raises(ValueError, match=message):
+        load(path, **options)
+
+
+def test_a_run_on_an_augmented_stream_ends_the_same_when_it_is_resumed(path, tmp_path):
+    from keras_fa.lab import config as configuration
+    from keras_fa.lab import run as runs
+
+    config = configuration.default_config()
+    config.dataset.name = f"folder:{path}"
+    config.dataset.memory_bytes = 0
+    config.dataset.augment = ("flip", {"name": "cutout", "length": 4})
+    config.model.hidden_units = (8,)
+    config.batch_size, config.epochs = 4, 3
+
+    class Killed(Exception):
+        pass
+
+    class Kill(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            if self.model.optimizer.iterations >= 10:
+                raise Killed
+
+    runs.run(config, tmp_path / "whole")
+    with pytest.raises(Killed):
+        runs.run(config, tmp_path / "killed", extra_callbacks=[Kill()])
+    runs.run(config, tmp_path / "killed")
+    whole, killed = (
+        runs.load_model(tmp_path / name).get_weights() for name in ("whole", "killed")
+    )
+    for one, other in zip(whole, killed, strict=True):
+        np.testing.assert_array_equal(one, other)
+    config.dataset.augment = ("mixup",)
+    with pytest.raises(ValueError, match="mixup makes targets"):
+        runs.run(config, tmp_path / "mixed")
