@@ -208,7 +208,7 @@ def audit(workdir, baselines=(), size=512):
         score = _accuracy(workdir)
         for folder in baselines:
             scores.setdefault(_kind(folder, stored), []).append(_accuracy(folder))
-    config = ml_collections.FrozenConfigDict(stored)
+    config = ml_collections.ConfigDict(stored)
     dataset = load(config)
     x, y = dataset.first("train", size)
     model = _restored(workdir, build(config, dataset))
@@ -262,8 +262,8 @@ def _train(config, folder, strategy, progress, extra_callbacks):
     dataset = load(config)
     if dataset.is_streamed and strategy != "default":
         raise ValueError(
-            "config.dataset: sets that are augmented or read from the disk train on one "
-            f"device. Received: the strategy {strategy!r}."
+            "config.dataset: sets that are augmented or read from the disk train on "
+            f"one device. Received: the strategy {strategy!r}."
         )
     with scope:
         model = build(config, dataset)
