@@ -153,7 +153,7 @@ def load_model(workdir):
         keras_fa.lab.checkpoints.CheckpointError: If none of them can be read.
         keras_fa.datasets.DatasetNotFound: If the data set is not there.
     """
-    config = ml_collections.FrozenConfigDict(run_folder.read_config(workdir))
+    config = ml_collections.ConfigDict(run_folder.read_config(workdir))
     return _restored(workdir, build(config, load(config)))
 
 
