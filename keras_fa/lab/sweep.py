@@ -271,6 +271,11 @@ def _job_at_work(workdir, name, engine):
 
 
 def _say_what_is_left(pool, console):
+    # A full disk leaves all the others open, of which there may be thousands.
+    names = {}
     for name, why in pool.left.items():
-        text = f"left open: {name}: {why}"
+        names.setdefault(why, []).append(name)
+    for why, (first, *others) in names.items():
+        more = f" and {len(others)} more" if others else ""
+        text = f"left open: {first}{more}: {why}"
         console.print(text, markup=False, highlight=False, soft_wrap=True)
