@@ -124,9 +124,9 @@ _MEMORY_OF = flags.DEFINE_list(
 @_binary.program("")
 def main():
     """Measures what the flags say, and prints the tables."""
-    import measure
+    import costs
 
-    rules = measure.known_rules()
+    rules = costs.known_rules()
     for given, known in (
         (_WORKLOADS, (*_NETWORKS, *_DEEP, *_CONVERTED)),
         (_FEEDBACK, (*rules, "all")),
@@ -142,7 +142,7 @@ def main():
         raise app.UsageError("--batch_size is larger than --images.")
     if _MEMORY_OF.value:
         name, rule, jit = _MEMORY_OF.value
-        row = measure.memory(name, rule, jit == "on", dtype=_DTYPE.value)
+        row = costs.memory(name, rule, jit == "on", dtype=_DTYPE.value)
         print(json.dumps(row))
         return
     console = Console()
@@ -176,32 +176,32 @@ def main():
             return
         found[what] = rows
         console.print(_table(what, rows))
-    import measure
+    import costs
 
     from keras_fa.lab import run_folder
 
-    found["machine"] = measure.machine()
+    found["machine"] = costs.machine()
     console.print(", ".join(f"{k} {v}" for k, v in found["machine"].items()))
     if _OUTPUT.value:
         run_folder.write_text(_OUTPUT.value, run_folder.to_json(found) + "\n")
 
 
 def _rules():
-    import measure
+    import costs
 
     every = "all" in _FEEDBACK.value
-    return list(measure.known_rules()) if every else _FEEDBACK.value
+    return list(costs.known_rules()) if every else _FEEDBACK.value
 
 
 def _steps(found, progress):
-    import measure
+    import costs
 
     rounds = _ROUNDS.value
     task = progress.add_task("steps", total=len(_WORKLOADS.value) * rounds)
     peer = None
     if _PEER.value:
         script = pathlib.Path(__file__).parent
-        peer = measure.Peer(
+        peer = costs.Peer(
             script / f"{_PEER.value}_peer.py",
             _PEER_PYTHON.value,
             len(os.sched_getaffinity(0)),
@@ -212,7 +212,7 @@ def _steps(found, progress):
         return [
             row
             for name in _WORKLOADS.value
-            for row in measure.steps(
+            for row in costs.steps(
                 name,
                 _rules(),
                 jit,
@@ -252,37 +252,37 @@ def _memory(progress):
 
 
 def _other(what):
-    import measure
+    import costs
 
     rounds = _ROUNDS.value
     if what == "full_batch":
-        return measure.full_batch(rounds, _WIDTH.value, _RULE.value)
+        return costs.full_batch(rounds, _WIDTH.value, _RULE.value)
     if what == "epochs":
         rows = []
         for label, name, fields in (
             ("LeNet", "cifar100_lenet", {"batch_size": 128}),
             ("MLP", "song_mnist", {}),
         ):
-            for row in measure.epochs(name, rounds, **fields):
+            for row in costs.epochs(name, rounds, **fields):
                 rows.append({**row, "what": f"{label}, {row['what']}"})
         return rows
     if what == "pipelines":
-        return measure.pipelines(rounds)
+        return costs.pipelines(rounds)
     if what == "start":
-        return measure.start(rounds)
+        return costs.start(rounds)
     if what == "instruments":
-        return measure.instruments(rounds, _IMAGES.value, _BATCH.value)
+        return costs.instruments(rounds, _IMAGES.value, _BATCH.value)
     if what == "audit":
-        return measure.audit(rounds)
-    return measure.strategies(what, rounds, _BATCH.value)
+        return costs.audit(rounds)
+    return costs.strategies(what, rounds, _BATCH.value)
 
 
 def _profile(console, steps=10):
-    import measure
+    import costs
     import tensorflow as tf
 
-    workload = measure.WORKLOADS[_WORKLOADS.value[0]]
-    step = measure.step(
+    workload = costs.WORKLOADS[_WORKLOADS.value[0]]
+    step = costs.step(
         workload.make(_FEEDBACK.value[-1]),
         *workload.batch_of(),
         _JIT.value[0] == "on",
@@ -294,7 +294,7 @@ def _profile(console, steps=10):
         step()
     tf.profiler.experimental.stop()
     table = Table("operation", "ms a step", "of all operations", "calls a step")
-    for row in measure.operation_times(_PROFILE.value, steps):
+    for row in costs.operation_times(_PROFILE.value, steps):
         if row["share"] >= 0.005:
             table.add_row(
                 row["operation"],

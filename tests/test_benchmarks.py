@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from benchmarks import measure
+from benchmarks import costs
 from keras_fa import layers
 
 
@@ -17,7 +17,7 @@ def test_calls_take_turns_and_nobody_always_goes_first():
     order = []
     calls = {name: lambda name=name: order.append(name) for name in "abc"}
     seen = []
-    seconds = measure.take_turns(calls, 6, on_round=lambda: seen.append(len(order)))
+    seconds = costs.take_turns(calls, 6, on_round=lambda: seen.append(len(order)))
     assert seen == [9, 12, 15, 18, 21, 24], "after two rounds that do not count"
     assert {name: len(values) for name, values in seconds.items()} == dict.fromkeys(
         "abc", 6
@@ -30,7 +30,7 @@ def test_calls_take_turns_and_nobody_always_goes_first():
 def test_a_call_may_time_itself():
     times = iter([9.0, 9.0, 1.0, 2.0, 3.0])
     calls = {"own": lambda: next(times), "other": lambda: 7.0}
-    seconds = measure.take_turns(calls, 3, ["own"])
+    seconds = costs.take_turns(calls, 3, ["own"])
     assert seconds["own"] == [1.0, 2.0, 3.0]
     assert max(seconds["other"]) < 1.0
 
@@ -38,7 +38,7 @@ def test_a_call_may_time_itself():
 def test_a_ratio_is_the_median_within_rounds():
     # The machine is three times slower in the second round: the ratio does not see it.
     seconds = {"base": [1.0, 3.0, 1.0], "ours": [1.1, 3.3, 1.2]}
-    base, ours = measure.summarise(seconds, {"ours": "base"})
+    base, ours = costs.summarise(seconds, {"ours": "base"})
     assert "ratio" not in base
     assert ours["to"] == "base"
     assert ours["ratio"] == pytest.approx(1.1)
@@ -64,14 +64,14 @@ def test_a_ratio_is_the_median_within_rounds():
     ],
 )
 def test_operations_of_a_step(name, expected):
-    workload = measure.WORKLOADS[name]
-    assert measure.operations(workload.make("fa"), workload.batch) == expected
+    workload = costs.WORKLOADS[name]
+    assert costs.operations(workload.make("fa"), workload.batch) == expected
 
 
 @pytest.mark.parametrize("name", ["mlp", "lenet128", "resnet18", "vit", "lstm"])
 def test_stock_is_keras_alone_of_the_same_shapes(name):
-    stock = measure.WORKLOADS[name].make("stock")
-    ours = measure.WORKLOADS[name].make("backprop")
+    stock = costs.WORKLOADS[name].make("stock")
+    ours = costs.WORKLOADS[name].make("backprop")
     kinds = (layers.FeedbackDense, layers.FeedbackConv2D)
     assert not any(isinstance(layer, kinds) for layer in stock.layers)
     assert any(isinstance(layer, kinds) for layer in ours.layers)
@@ -82,7 +82,7 @@ def test_stock_is_keras_alone_of_the_same_shapes(name):
 @pytest.mark.long
 @pytest.mark.parametrize("name", ["mobilenet64", "resnet50"])
 def test_converted_networks_take_the_fused_normalization(name):
-    model = measure.WORKLOADS[name].make("fa", "mixed_bfloat16")
+    model = costs.WORKLOADS[name].make("fa", "mixed_bfloat16")
     norms = [
         layer
         for layer in model.layers
@@ -91,15 +91,15 @@ def test_converted_networks_take_the_fused_normalization(name):
     assert len(norms) > 50
     assert {type(layer) for layer in norms} == {layers.BatchNormalization}
     assert {layer.compute_dtype for layer in norms} == {"bfloat16"}
-    stock = measure.WORKLOADS[name].make("stock")
+    stock = costs.WORKLOADS[name].make("stock")
     assert not any(isinstance(x, layers.BatchNormalization) for x in stock.layers)
 
 
 def test_a_step_is_that_of_train_on_batch():
-    workload = measure.Workload("mlp", (12,), 5)
+    workload = costs.Workload("mlp", (12,), 5)
     x, y = workload.batch_of()
     model, reference = workload.make("sign_fa"), workload.make("sign_fa")
-    step = measure.step(model, x, y, False)
+    step = costs.step(model, x, y, False)
     for _ in range(3):
         step()
         reference.train_on_batch(x, y)
@@ -108,14 +108,14 @@ def test_a_step_is_that_of_train_on_batch():
 
 
 def test_operation_times_count_a_steps_operations(tmp_path):
-    workload = measure.Workload("mlp", (12,), 5, {"hidden_units": (4,)})
-    step = measure.step(workload.make("fa"), *workload.batch_of(), False)
+    workload = costs.Workload("mlp", (12,), 5, {"hidden_units": (4,)})
+    step = costs.step(workload.make("fa"), *workload.batch_of(), False)
     step()
     tf.profiler.experimental.start(str(tmp_path))
     step()
     step()
     tf.profiler.experimental.stop()
-    rows = measure.operation_times(tmp_path, steps=2)
+    rows = costs.operation_times(tmp_path, steps=2)
     calls = {row["operation"]: row["calls"] for row in rows}
     products = [n for kind, n in calls.items() if kind.endswith("MatMul")]
     # Forward and the kernel gradient of both layers, the input gradient of the second.
@@ -123,12 +123,12 @@ def test_operation_times_count_a_steps_operations(tmp_path):
     assert sum(row["share"] for row in rows) == pytest.approx(1)
     assert all(row["milliseconds"] > 0 for row in rows)
     with pytest.raises(FileNotFoundError, match="No trace"):
-        measure.operation_times(tmp_path / "none", 1)
+        costs.operation_times(tmp_path / "none", 1)
 
 
 def test_memory_says_what_makes_the_profiler_count():
     with pytest.raises(RuntimeError, match="TF_CPU_ALLOCATOR_USE_BFC=1"):
-        measure.memory("mlp", "fa", False, 1)
+        costs.memory("mlp", "fa", False, 1)
 
 
 _PEER = """
@@ -148,15 +148,15 @@ for line in sys.stdin:
 def test_a_peer_answers_and_one_that_does_not_start_says_why(tmp_path):
     script = tmp_path / "peer.py"
     script.write_text(_PEER)
-    peer = measure.Peer(script, sys.executable, 2)
+    peer = costs.Peer(script, sys.executable, 2)
     try:
         assert peer.versions == {"rules": ["fa"], "threads": "2"}
-        assert peer.step(measure.WORKLOADS["mlp"], "fa")() == 0.25
+        assert peer.step(costs.WORKLOADS["mlp"], "fa")() == 0.25
     finally:
         peer.close()
     script.write_text("raise SystemExit('no such library')")
     with pytest.raises(RuntimeError, match="no such library"):
-        measure.Peer(script, sys.executable, 2)
+        costs.Peer(script, sys.executable, 2)
 
 
 def test_the_fastest_of_the_peers_modes_is_what_ours_is_compared_with(monkeypatch):
@@ -170,8 +170,8 @@ def test_the_fastest_of_the_peers_modes_is_what_ours_is_compared_with(monkeypatc
             assert not low_precision
             return lambda: seconds[rule]
 
-    monkeypatch.setitem(measure.WORKLOADS, "tiny", measure.Workload("mlp", (4,), 2))
-    rows = measure.steps("tiny", ["fa"], [False], 2, Torch())
+    monkeypatch.setitem(costs.WORKLOADS, "tiny", costs.Workload("mlp", (4,), 2))
+    rows = costs.steps("tiny", ["fa"], [False], 2, Torch())
     (ours,) = (row for row in rows if row.get("rule") == "fa" and "peer" not in row)
     assert 0 < ours["to_best"] < 0.1
     assert ours["to_best"] == pytest.approx(4 * ours["to_peer"])
@@ -179,7 +179,7 @@ def test_the_fastest_of_the_peers_modes_is_what_ours_is_compared_with(monkeypatc
 
 @pytest.mark.long
 def test_the_package_loads_no_heavy_library():
-    (_, ours) = measure.start(2)
+    (_, ours) = costs.start(2)
     assert ours["heavy"] == []
 
 
