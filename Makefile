@@ -1,17 +1,24 @@
 # make train: sets everything up and trains the four rules on the embedded digits.
 # make test:  sets everything up and passes the tests.
+# make docs:  sets everything up and builds the site, build/site/index.html.
 # make test-jax, make test-torch: the toolkit's tests on that backend, without TensorFlow.
 PYTHON ?= python3
 BIN := .venv/bin
 WORKDIR ?= runs/digits
 
-.PHONY: train test unit test-jax test-torch long lint clean
+.PHONY: train test docs unit test-jax test-torch long lint clean
 
 train: .venv/ready
 	@$(BIN)/python trainers/train.py --config=configs/digits.py --workdir=$(WORKDIR) \
 		--rules=backprop,fa,ada_fa,sign_fa
 
 test: lint unit
+
+# Notebooks that did not change since they were run are not run again: `make clean` forgets.
+docs: .venv/docs
+	TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet \
+		-d build/doctrees docs build/site
+	@echo The site is in build/site/index.html.
 
 unit: .venv/ready
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
@@ -40,6 +47,11 @@ endef
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check \
 		--constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+.venv/docs: .venv/ready
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+		--constraint constraints.txt --editable '.[docs]'
 	@touch $@
 
 .venv-%/ready: requirements/%.txt pyproject.toml setup.py constraints.txt

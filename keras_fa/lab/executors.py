@@ -2,7 +2,7 @@
 
 An engine has three methods, and starts a command that it need not understand: what is
 done and what is not is in the sweep's folder alone, so that copies may come and go.
-`docs/cluster.md` has one for another engine in twenty lines.
+`docs/howto/cluster.md` has one for another engine in twenty lines.
 """
 
 import collections
