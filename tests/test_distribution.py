@@ -249,6 +249,7 @@ def test_a_frozen_batch_norm_keeps_its_statistics(mirrored):
     np.testing.assert_array_equal(layer.moving_mean, before)
 
 
+@pytest.mark.long
 def test_keras_alone_weighs_the_partial_batch_wrong(mirrored):
     # When this fails, Keras has learned it, and prepare() must not do it again.
     batches = data("mlp")
@@ -387,7 +388,7 @@ def test_one_replica_is_left_alone_and_an_uncompiled_model_refused():
         distribution.prepare(keras_fa.models.mlp((8,), (16,), 3))
 
 
-# The first three stand for the others.
+# The first two stand for the others.
 OF_TWO_WORKERS = [("norm", "fa"), *NETWORKS]
 
 _WORKER = """
@@ -439,7 +440,7 @@ with open({folder!r} + f"/{{index}}.json", "w") as file:
 def two_workers(tmp_path_factory, pytestconfig):
     """What each of two workers has after training: weights, logs and predictions."""
     folder = tmp_path_factory.mktemp("workers")
-    count = len(OF_TWO_WORKERS) if pytestconfig.getoption("long") else 3
+    count = len(OF_TWO_WORKERS) if pytestconfig.getoption("long") else 2
     tests = str(pathlib.Path(__file__).parent)
     script = _WORKER.format(
         root=str(ROOT), tests=tests, folder=str(folder), count=count
@@ -531,7 +532,7 @@ def test_texts_of_all_replicas(mirrored):
 
 @pytest.mark.processes
 @pytest.mark.parametrize(
-    "number", [helpers.standing(n, stands=n < 3) for n in range(1, len(OF_TWO_WORKERS))]
+    "number", [helpers.standing(n, stands=n < 2) for n in range(1, len(OF_TWO_WORKERS))]
 )
 def test_two_workers_equal_each_other_and_one_device(two_workers, number):
     kind, rule = OF_TWO_WORKERS[number]

@@ -177,7 +177,13 @@ _TABLE = {f"dense_{i}": rule for i, rule in enumerate(helpers.RULES, start=1)}
 @pytest.mark.parametrize(
     "rule",
     [
-        pytest.param({**_TABLE, "*": "fa"}, id="every rule of a layer"),
+        # What draws in each step, and what learns its B.
+        pytest.param(
+            {"dense_1": "brsf", "*": "kolen_pollack"}, id="moving and learned"
+        ),
+        pytest.param(
+            {**_TABLE, "*": "fa"}, id="every rule of a layer", marks=pytest.mark.long
+        ),
         *(
             pytest.param(rule, marks=pytest.mark.long)
             for rule in rules.NAMES
@@ -186,7 +192,7 @@ _TABLE = {f"dense_{i}": rule for i, rule in enumerate(helpers.RULES, start=1)}
     ],
 )
 def test_stopped_twice_and_resumed_equals_undisturbed(tmp_path, rule):
-    units = (16,) * (len(_TABLE) if isinstance(rule, dict) else 2)
+    units = (16,) * (len(rule) if isinstance(rule, dict) else 2)
     config = tmp_path / "every_rule.py"
     config.write_text(_EVERY_RULE.format(units=units, rules=rule))
     stopped, whole = tmp_path / "stopped", tmp_path / "whole"
@@ -761,7 +767,9 @@ def test_the_command_line(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--config.rule=fe", "--workdir=x"], 'Did you mean "fa"'),
+        helpers.standing(
+            ["--config.rule=fe", "--workdir=x"], 'Did you mean "fa"', stands=False
+        ),
         helpers.standing(
             ["--config.optimizer.learning_rat=1", "--workdir=x"],
             "learning_rate",

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers import RULES
+from helpers import RULES, standing
 
 import keras_fa
 from keras_fa import models, rules
@@ -105,7 +105,13 @@ def assert_closes(model, descend, steps=100):
     return ledger.report()
 
 
-@pytest.mark.parametrize("network", [dense_network, convolutional_network])
+@pytest.mark.parametrize(
+    "network",
+    [
+        standing(dense_network, stands=False),
+        standing(convolutional_network, stands=True),
+    ],
+)
 def test_every_rule_with_a_law_keeps_it(network):
     model = network()
     groups = conserved_groups(model)

@@ -35,6 +35,17 @@ from keras_fa.layers import (
 every_rule = pytest.mark.parametrize("rule", RULES)
 every_layer = pytest.mark.parametrize("case", LAYERS)
 every_cell = pytest.mark.parametrize(("case", "rule"), CELLS)
+# What a dense layer shows too where a convolution does, for tests that take their time.
+every_cell_once = pytest.mark.parametrize(
+    ("case", "rule"),
+    [
+        standing(
+            *cell.values,
+            stands=not cell.marks and ("conv2d" in cell.values or "fa" in cell.values),
+        )
+        for cell in CELLS
+    ],
+)
 
 # Keras hands its variables to np.array as NumPy 2 no longer likes; any stock model that
 # is saved gives the warning.
@@ -115,7 +126,7 @@ def test_feedback_is_stored_and_not_trained(case, rule):
     assert bool(learned) == (rule in LEARNED)
 
 
-@every_cell
+@every_cell_once
 def test_training_changes_the_weights_and_not_the_feedback(case, rule):
     model = _compile(_network(case, rule), **EAGER)
     layer = model.layers[0]
@@ -145,7 +156,7 @@ def test_forward_is_stock_keras(case, rule):
 # --- Dtypes ---
 
 
-@every_cell
+@every_cell_once
 @pytest.mark.parametrize(
     ("policy", "variable", "compute", "tolerance"),
     [
@@ -274,7 +285,7 @@ def test_config_holds_the_arguments_of_the_rule(case):
     assert type(scaled).from_config(scaled.get_config()).rule.scale == 0.7
 
 
-@every_cell
+@every_cell_once
 def test_saved_model_trains_on_bit_for_bit(case, rule, tmp_path):
     model = _train(_compile(_network(case, rule), **EAGER), case)
     model.save(tmp_path / "model.keras")
@@ -293,7 +304,7 @@ def test_saved_model_trains_on_bit_for_bit(case, rule, tmp_path):
     assert not np.array_equal(model.layers[0].kernel, before)
 
 
-@every_cell
+@every_cell_once
 def test_weights_file_round_trip(case, rule, tmp_path):
     model, other = _network(case, rule), _network(case, rule)
     model.layers[0].kernel.assign_add(ops.ones_like(model.layers[0].kernel))
@@ -398,7 +409,7 @@ def test_constraints_hold_after_a_step(case, rule):
         assert layer.feedback.numpy().min() >= 0
 
 
-@every_cell
+@every_cell_once
 def test_lora(case, rule, tmp_path):
     """Frozen kernel, trained factors, and B in the input gradient all the same."""
     if rule in LEARNED:

@@ -98,7 +98,7 @@ def largest(array):
         standing("mlp without biases", "ada_fa", stands=False),
         standing("lenet", "fa", stands=False),
         standing("lenet with flatten", "fa", stands=False),
-        ("resnet", "fa"),
+        standing("resnet", "fa", stands=False),
         standing("mlp", "sign_fa", stands=False),
         ("lenet", "sign_fa"),
         standing("mlp", "backprop", stands=False),

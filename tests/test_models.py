@@ -163,7 +163,7 @@ def _propagate(stock, x, labels, feedback):
 # What is its alone, the graph; the rules of layers have their own tests.
 @pytest.mark.parametrize(
     "rule",
-    [helpers.standing(r, stands=r in ("fa", "kolen_pollack")) for r in RULES],
+    [helpers.standing(r, stands=r == "kolen_pollack") for r in RULES],
 )
 def test_resnet_gradients_equal_the_error_propagated_layer_by_layer(rule):
     # The product of so wide a network is as dear as all others together.

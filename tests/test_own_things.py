@@ -145,6 +145,7 @@ def start(folder, program, *arguments):
     )
 
 
+@pytest.mark.long
 @pytest.mark.processes
 def test_own_things_in_a_run_a_sweep_and_a_search(folder):
     # Side by side, since each of them mostly waits for TensorFlow.

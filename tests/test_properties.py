@@ -160,7 +160,7 @@ def test_another_rule_and_back_keeps_the_weights(rule):
     assert stored[0] == stored[1]
 
 
-@every_rule("brsf", "kolen_pollack", "dkp")
+@every_rule("brsf")
 def test_two_replicas_train_as_one_device(rule, mirrored):
     """The same B on both, and after 20 steps the weights of one device."""
 

@@ -680,6 +680,7 @@ def commands(*all_arguments):
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.long
 def test_the_command_line(mishaps, tmp_path):
     folder, cells, _, _ = mishaps
     workdir = folder / "runs"

@@ -73,6 +73,7 @@ print(json.dumps(answers))
 """
 
 
+@pytest.mark.long
 def test_a_mistake_is_a_line_and_verbosity_tells_where_it_came_from(tmp_path):
     (tmp_path / "wrong.py").write_text("x = 1\n\ndef get_config()\n")
     (tmp_path / "none.py").write_text("def get_config():\n    pass\n")

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers import LEARNED, RULES, Convolution, assert_close
+from helpers import LEARNED, RULES, Convolution, assert_close, standing
 
 import keras_fa
 from keras_fa import _keras, registry
@@ -128,8 +128,15 @@ def train_by_hand(twins, update, x, labels):
         error = back * (inputs[number].reshape(back.shape) > 0)
 
 
-@pytest.mark.parametrize("update", [Momentum, DecoupledDecay])
-@pytest.mark.parametrize("network", [dense_network, convolutional_network])
+@pytest.mark.parametrize(
+    ("network", "update"),
+    [
+        (dense_network, DecoupledDecay),
+        (convolutional_network, Momentum),
+        standing(dense_network, Momentum, stands=False),
+        standing(convolutional_network, DecoupledDecay, stands=False),
+    ],
+)
 def test_thirty_steps_equal_numpys(double, network, update):
     model = network()
     model.compile(
@@ -205,8 +212,12 @@ def by_a_loop(model, x, y):
     ("train", "arguments"),
     [
         (by_fit, {"steps_per_execution": 2}),
-        (lambda model, x, y: by_batches(model, x, y, model.train_on_batch), {}),
-        (by_a_loop, {}),
+        standing(
+            lambda model, x, y: by_batches(model, x, y, model.train_on_batch),
+            {},
+            stands=False,
+        ),
+        standing(by_a_loop, {}, stands=False),
     ],
     ids=["steps_per_execution", "train_on_batch", "own loop"],
 )

@@ -343,7 +343,7 @@ def searched(tmp_path_factory):
 @pytest.mark.parametrize(
     "damage",
     [
-        standing(damage, stands=damage in (_shortened, _ghost))
+        standing(damage, stands=damage is _shortened)
         for damage in (_without, _shortened, _lists, _ghost)
     ],
 )
@@ -361,7 +361,12 @@ def test_what_keras_tuner_wrote_may_be_damaged(searched, tmp_path, damage):
 
 
 @pytest.mark.parametrize(
-    ("name", "kept"), [("random", 0), ("bayesian", 3), ("hyperband", 2)]
+    ("name", "kept"),
+    [
+        standing("random", 0, stands=False),
+        standing("bayesian", 3, stands=False),
+        ("hyperband", 2),
+    ],
 )
 def test_a_search_goes_on_where_its_trials_are(searched, tmp_path, name, kept):
     workdir, table = searched[name]
