@@ -17,6 +17,7 @@ _PROGRAMS = {
     "sweep": "trainers/sweep.py",
     "tune": "trainers/tune.py",
     "audit": "trainers/audit.py",
+    "events": "trainers/events.py",
     "measure": "trainers/measure.py",
     "reproduce": "trainers/reproduce.py",
     "launch": "trainers/launch.py",

@@ -21,12 +21,15 @@ extensions = [
     "closed",
     "docstrings",
     "mathml",
+    "measured",
 ]
 exclude_patterns = ["data.md", "extensions"]
 
 html_theme = "furo"
 html_title = "keras_fa"
 html_static_path = ["static"]
+# The papers' report is a page of its own make.
+html_extra_path = ["../results/report.html"]
 html_css_files = ["site.css"]
 html_copy_source = False
 html_show_sphinx = False

@@ -15,6 +15,7 @@ _LAZY = (
     "experiment",
     "figures",
     "lab",
+    "live",
     "losses",
     "papers",
     "results",

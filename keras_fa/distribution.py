@@ -39,6 +39,7 @@ __all__ = [
 ]
 
 NAMES = ("default", "mirrored", "multi_worker")
+"""The names of the strategies."""
 
 # The versions of Keras that `prepare` was tested on.
 _TESTED = ("3.15",)

@@ -18,10 +18,8 @@ Every figure is returned as a `matplotlib.figure.Figure`, which a notebook shows
 `savefig` writes. pyplot knows nothing of it, so there is nothing to close.
 """
 
-import io
 import math
 import os
-import pathlib
 import warnings
 
 import numpy as np
@@ -31,9 +29,22 @@ from keras_fa._extras import extra
 from keras_fa.lab import run_folder
 
 with extra("figures"):
-    import matplotlib.figure
+    from keras_fa import _canvas, _logs
+    from keras_fa._compass import aligning, aligning_animation
 
-    from keras_fa import _logs
+__all__ = [
+    "accuracy",
+    "aligning",
+    "aligning_animation",
+    "audit",
+    "drift_against_ledger",
+    "gradient_decomposition",
+    "grid",
+    "loss_bound",
+    "potential_ratio",
+    "search",
+    "weight_alignment",
+]
 
 
 def potential_ratio(runs, path=None, *, groups=None, labels=None, ax=None):
@@ -343,7 +354,7 @@ def audit(verdicts, path=None, *, parts=None):
     }
     parts = _chosen(list(columns), parts, "parts")
     size = (3.0 * len(parts) + 3.0, 0.24 * len(names) + 1.4)
-    figure = _Figure(figsize=size, layout="constrained")
+    figure = _canvas.Figure(figsize=size, layout="constrained")
     axes = figure.subplots(1, len(parts), sharey=True, squeeze=False)[0]
     for axis, part in zip(axes, parts, strict=True):
         main, beside, scale = columns[part]
@@ -373,7 +384,7 @@ def audit(verdicts, path=None, *, parts=None):
         *axes[0].get_legend_handles_labels(), loc="outside lower center", frameon=False
     )
     if path is not None:
-        _write(figure, path)
+        _canvas.write(figure, path)
     return figure
 
 
@@ -458,7 +469,7 @@ def grid(items, draw, path=None, ax=None, chosen=None, chooser="items"):
         return None
     items = _chosen(items, chosen, chooser)
     if ax is None:
-        figure, axes = _panels(len(items))
+        figure, axes = _canvas.panels(len(items))
     elif len(items) == 1:
         figure, axes = ax.get_figure(root=True), [ax]
     else:
@@ -482,7 +493,7 @@ def grid(items, draw, path=None, ax=None, chosen=None, chooser="items"):
         # Beside the axes, where no curve runs.
         ax.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
     if path is not None:
-        _write(figure, path)
+        _canvas.write(figure, path)
     return figure
 
 
@@ -499,40 +510,6 @@ def _chosen(items, chosen, chooser):
                 f"{', '.join(items)}."
             )
     return chosen
-
-
-class _Figure(matplotlib.figure.Figure):
-    """A figure that a notebook shows, without pyplot having been there before."""
-
-    def _repr_png_(self):
-        image = io.BytesIO()
-        self.savefig(image, format="png", dpi=100)
-        return image.getvalue()
-
-
-def _panels(count):
-    """(figure, axes), at most four in a row."""
-    across = min(count, 4)
-    down = math.ceil(count / across)
-    figure = _Figure(
-        figsize=(3.8 * across + 1.0, 3.1 * down + 0.3), layout="constrained"
-    )
-    axes = figure.subplots(down, across, squeeze=False).ravel()
-    for axis in axes[count:]:
-        axis.remove()
-    return figure, axes[:count]
-
-
-def _write(figure, path):
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        figure.savefig(temporary, dpi=120, format=path.suffix[1:] or "png")
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def _keys(logs, prefix):

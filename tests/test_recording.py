@@ -1,6 +1,7 @@
 """Evaluation against Keras's own, the recorder's rhythm, and the progress bar."""
 
 import io
+import json
 import math
 import sys
 import types
@@ -229,3 +230,34 @@ def test_a_run_is_tracked_line_by_line(tmp_path):
     assert not (tmp_path / "run").exists()
     with pytest.raises(ValueError, match="Unknown tracker: 'mlfow'"):
         tracking.Tracker("mlfow", config, tmp_path / "run")
+
+
+def test_event_files_are_made_of_finished_runs(tmp_path):
+    lines = [{"epoch": e, "loss": 1.0 / (e + 1), "val_loss": None} for e in range(3)]
+    for name in ("grid/a", "grid/b", "open"):
+        folder = tmp_path / "runs" / name
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text(json.dumps({"rule": "fa", "epochs": 2}))
+        log = "".join(f"{json.dumps(line)}\n" for line in lines)
+        (folder / "metrics.jsonl").write_text(log)
+        if name != "open":
+            summary = {"status": "finished", "epochs": 2}
+            (folder / "summary.json").write_text(json.dumps(summary))
+    runs, logdir = tmp_path / "runs", tmp_path / "events"
+    for _ in range(2):
+        found = tracking.write_events(runs, logdir)
+        assert [folder.name for folder in found] == ["a", "b"]
+        # What was there before is gone, and nothing is told twice.
+        [path] = (logdir / "grid" / "a").iterdir()
+        losses = {
+            event.step: float(tf.make_ndarray(value.tensor))
+            for event in tf.compat.v1.train.summary_iterator(str(path))
+            for value in event.summary.value
+            if value.tag == "loss"
+        }
+        assert losses == pytest.approx({0: 1.0, 1: 1 / 2, 2: 1 / 3})
+    assert not (logdir / "open").exists()
+    tracking.write_events(runs / "grid" / "a", tmp_path / "one")
+    assert len(list((tmp_path / "one" / "a").iterdir())) == 1
+    with pytest.raises(ValueError, match="no finished run"):
+        tracking.write_events(tmp_path / "nothing", logdir)

@@ -8,8 +8,6 @@ import pathlib
 import re
 import urllib.parse
 
-from sphinx.errors import ExtensionError
-
 # Tags and their attributes that a browser fetches without being asked.
 _FETCHED = {
     "audio": ("src",),
@@ -31,6 +29,10 @@ _IN_STYLES = re.compile(r"(?:url\(\s*|@import\s+)[\"']?((?:https?:)?//[^\"')\s]+
 _IN_SCRIPTS = re.compile(
     r"(?:fetch|import|importScripts|open|load)\w*\(\s*[\"'`]((?:https?:)?//[^\"'`]+)"
 )
+
+
+class NotClosedError(Exception):
+    """A page links to nowhere, or loads something from elsewhere."""
 
 
 class _Page(html.parser.HTMLParser):
@@ -128,4 +130,4 @@ def _check(app, failure):
     listed.write_text("\n".join(outside) + "\n")
     print(f"Links to other sites: {len(outside)}, listed in {listed}.")
     if found:
-        raise ExtensionError("The site is not closed:\n" + "\n".join(found))
+        raise NotClosedError("The site is not closed:\n" + "\n".join(found))

@@ -66,7 +66,7 @@ def alignment_terms(model):
     """
     return {
         key: _alignment(kernel, backward)
-        for key, layer, index, kernel in _maps(model)
+        for key, layer, index, kernel in found_maps(model)
         if (backward := layer.backward_kernel(index)) is not None
     }
 
@@ -106,7 +106,7 @@ def feedback_distances(model):
         ValueError: As `alignment_terms` does.
     """
     found = {}
-    for key, layer, index, kernel in _maps(model):
+    for key, layer, index, kernel in found_maps(model):
         if layer.rule.learns or layer.rule.advances:
             apart = (_array(kernel) - _array(layer.backward_kernel(index))).ravel()
             found[key] = math.sqrt(_inner(apart, apart))
@@ -127,7 +127,7 @@ def smallest_weights(model):
     """
     return {
         key: float(autodiff.array(kernel).min())
-        for key, layer, index, kernel in _maps(model)
+        for key, layer, index, kernel in found_maps(model)
         if math.prod(kernel.shape[a] for a in layer.geometry(index).outputs) == 1
     }
 
@@ -153,7 +153,7 @@ def weight_alignment_bounds(model):
         ValueError: As `alignment_terms` does.
     """
     bounds = {}
-    for key, layer, _, kernel in _maps(model):
+    for key, layer, _, kernel in found_maps(model):
         bounds[key] = layer.rule.alignment_bound(tuple(kernel.shape))
         if bounds[key] is not None:
             continue
@@ -211,7 +211,7 @@ def _array(values):
     return autodiff.array(values).astype(np.float64, copy=False)
 
 
-def _maps(model):
+def found_maps(model):
     """Yields `(key, layer, index, kernel)` for each linear map of the feedback layers.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Callbacks that send a run's configuration and log lines to a tracking library too.
+"""Sends a run's configuration and log lines to a tracking library too.
 
 The run folder stays the truth: what is sent is never read back. A run that goes on
 after an interruption sends the lines after its last checkpoint once more.
@@ -6,6 +6,7 @@ after an interruption sends the lines after its last checkpoint once more.
 
 import numbers
 import pathlib
+import shutil
 
 import keras
 
@@ -51,10 +52,48 @@ class Tracker(keras.callbacks.Callback):
         self._end()
 
 
+def write_events(runs, logdir):
+    """Writes TensorBoard's event files from the logs of runs that are over.
+
+    Args:
+        runs: A run folder, or a folder with any number of them below it.
+        logdir: What `tensorboard --logdir` is to be given. Each run has a folder there,
+            at its path below `runs`, and what that held before goes.
+
+    Returns:
+        The list of the runs' folders.
+
+    Raises:
+        ValueError: If there is no finished run.
+        keras_fa.results.RunFolderError: If one is damaged.
+    """
+    runs, logdir = pathlib.Path(runs), pathlib.Path(logdir)
+    found = list(run_folder.finished_runs(runs))
+    if not found:
+        raise ValueError(
+            f"There is no finished run in {runs}. Expected a run folder, or a folder "
+            "with run folders below it."
+        )
+    for folder in found:
+        settings = run_folder.flatten(run_folder.read_config(folder))
+        lines = run_folder.read_metrics(folder)
+        target = logdir / (folder.relative_to(runs) if folder != runs else folder.name)
+        shutil.rmtree(target, ignore_errors=True)
+        log, close = _events(target, settings)
+        for line in lines:
+            values = {k: v for k, v in line.items() if isinstance(v, numbers.Real)}
+            log(values, line["epoch"])
+        close()
+    return found
+
+
 def _tensorboard(workdir, settings):
+    return _events(workdir.parent / "tensorboard" / workdir.name, settings)
+
+
+def _events(folder, settings):
     import tensorflow as tf
 
-    folder = workdir.parent / "tensorboard" / workdir.name
     writer = tf.summary.create_file_writer(str(folder))
     with writer.as_default():
         lines = [f"    {field}: {value!r}" for field, value in settings.items()]
