@@ -2,11 +2,12 @@
 # make test:  sets everything up and passes the tests.
 # make docs:  sets everything up and builds the site, build/site/index.html.
 # make test-jax, make test-torch: the toolkit's tests on that backend, without TensorFlow.
+# make test-jax-runs: runs, sweeps and searches that JAX computes.
 PYTHON ?= python3
 BIN := .venv/bin
 WORKDIR ?= runs/digits
 
-.PHONY: train test docs unit test-jax test-torch long lint clean
+.PHONY: train test docs unit test-jax test-torch test-jax-runs long lint clean
 
 train: .venv/ready
 	@$(BIN)/python trainers/train.py --config=configs/digits.py --workdir=$(WORKDIR) \
@@ -25,6 +26,9 @@ unit: .venv/ready
 
 test-jax test-torch: test-%: .venv-%/ready
 	KERAS_BACKEND=$* .venv-$*/bin/python -m pytest
+
+test-jax-runs: .venv/ready
+	KERAS_BACKEND=jax $(BIN)/python -m pytest
 
 # What `make test` leaves out for its length: the whole of each table, kills of sweeps,
 # searches and workers.

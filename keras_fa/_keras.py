@@ -601,6 +601,15 @@ def replicas():
     return tf.distribute.get_strategy().num_replicas_in_sync
 
 
+def replicas_of(model):
+    """How many replicas train a model, each with a loss of its own part of the batch.
+
+    JAX trains one, whose batch may lie on several devices.
+    """
+    strategy = getattr(model, "distribute_strategy", None)
+    return 1 if strategy is None else strategy.num_replicas_in_sync
+
+
 def causal_padding(layer):
     """What a causal Conv1D pads its input with, as `keras.ops.pad` takes it."""
     return layer._compute_causal_padding()
@@ -610,7 +619,10 @@ def set_op_determinism(on):
     """Asks TensorFlow for deterministic kernels, or takes that back.
 
     `tf.config.experimental.enable_op_determinism` is public and has no counterpart.
+    On other backends, where TensorFlow computes nothing of a model, nothing happens.
     """
+    if keras.backend.backend() != "tensorflow":
+        return
     import tensorflow as tf
     from tensorflow.python.framework import config
 
@@ -634,6 +646,8 @@ def set_health_check(strategy, interval, timeout):
 
 def is_multi_worker(strategy):
     """Whether a strategy's replicas live in several processes."""
+    if keras.backend.backend() != "tensorflow":
+        return False
     return _trainer()._collective_all_reduce_multi_worker(strategy)
 
 

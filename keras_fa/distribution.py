@@ -4,6 +4,8 @@
 20585); `prepare` mends that. It also weighs a partial batch right, which Keras does
 not: the mean over replicas of their means is not the mean over the examples where the
 replicas have different numbers of them.
+
+On JAX a model is one replica, whose batches are laid out on the devices.
 """
 
 import contextlib
@@ -26,6 +28,7 @@ from keras_fa._cluster import ClusterError, read_cluster, slurm_tasks
 __all__ = [
     "NAMES",
     "ClusterError",
+    "JaxDevices",
     "WorkerLostError",
     "check_agreement",
     "check_shared",
@@ -36,10 +39,13 @@ __all__ = [
     "read_cluster",
     "set_logical_devices",
     "slurm_tasks",
+    "trained_in",
 ]
 
 NAMES = ("default", "mirrored", "multi_worker")
 """The names of the strategies."""
+
+_ON_JAX = keras.backend.backend() == "jax"
 
 # The versions of Keras that `prepare` was tested on.
 _TESTED = ("3.15",)
@@ -58,7 +64,7 @@ _made = {}
 
 
 def get_strategy(name):
-    """The `tf.distribute` strategy with a name.
+    """The `tf.distribute` strategy with a name; on JAX, `JaxDevices`.
 
     To be called before anything is computed. Asked again, it gives the same object:
     TensorFlow fails on a second mirrored strategy in a process.
@@ -71,20 +77,78 @@ def get_strategy(name):
             for which. They listen on all interfaces of their machines.
 
     Returns:
-        A `tf.distribute.Strategy`.
+        A `tf.distribute.Strategy`, or `JaxDevices`. Both have a `scope()`, to make a
+        model in, and JAX to train it in too.
 
     Raises:
-        ValueError: If the name is unknown.
+        ValueError: If the name is unknown, or not one of JAX's: "default" and
+            "mirrored", which lays each batch out on all devices.
         ClusterError: If `TF_CONFIG` is missing or wrong, or this worker's port is in
             use, under "multi_worker".
     """
-    if name == "default":
-        return tf.distribute.get_strategy()
     if name not in NAMES:
         raise ValueError(f"Unknown strategy: {name!r}. Known: {', '.join(NAMES)}.")
+    if _ON_JAX:
+        if name == "multi_worker":
+            raise ValueError(
+                "The strategy multi_worker is TensorFlow's, and this process computes "
+                "with JAX. Use KERAS_BACKEND=tensorflow, or the strategy mirrored on "
+                "the devices of one machine."
+            )
+        return JaxDevices(name == "mirrored")
+    if name == "default":
+        return tf.distribute.get_strategy()
     if name not in _made:
         _made[name] = _mirrored() if name == "mirrored" else _multi_worker()
     return _made[name]
+
+
+class JaxDevices:
+    """Where JAX computes: on one device, or on all, among which batches are shared out.
+
+    The second is `keras.distribution.DataParallel`: each device has all variables, and
+    one program computes the whole batch. So means are those over the batch, BatchNorm
+    normalises with the statistics of all of it, and nothing has to be prepared.
+
+    Args:
+        all_devices: Whether on all.
+    """
+
+    def __init__(self, all_devices):
+        self._layout = keras.distribution.DataParallel() if all_devices else None
+
+    @property
+    def devices(self):
+        """How many share a batch."""
+        return self._layout.num_model_replicas if self._layout else 1
+
+    def scope(self):
+        """A context in which models are made and trained there."""
+        return self._layout.scope() if self._layout else contextlib.nullcontext()
+
+    def check_batches(self, sizes):
+        """Refuses batches that cannot be shared out evenly.
+
+        Args:
+            sizes: The numbers of examples of the batches.
+
+        Raises:
+            ValueError: If one is no multiple of the number of devices.
+        """
+        for size in sizes:
+            if size % self.devices:
+                raise ValueError(
+                    f"JAX shares a batch out evenly among its {self.devices} devices, "
+                    f"and one has {size} examples. Choose a config.batch_size that is "
+                    f"a multiple of {self.devices}, with config.drop_last if the last "
+                    "batch is smaller."
+                )
+
+
+def trained_in(strategy):
+    """The context in which models are trained: JAX's scope, which TensorFlow enters."""
+    on_jax = isinstance(strategy, JaxDevices)
+    return strategy.scope() if on_jax else contextlib.nullcontext()
 
 
 def _mirrored():
@@ -107,8 +171,12 @@ def set_logical_devices(count):
         count: How many.
 
     Raises:
-        RuntimeError: If TensorFlow has computed something already.
+        RuntimeError: If TensorFlow, or JAX, has computed something already.
     """
+    if _ON_JAX:
+        import jax
+
+        return jax.config.update("jax_num_cpu_devices", count)
     cpu = tf.config.list_physical_devices("CPU")[0]
     devices = [tf.config.LogicalDeviceConfiguration()] * count
     tf.config.set_logical_device_configuration(cpu, devices)
@@ -320,9 +388,9 @@ def prepare(model):
         raise ValueError(
             "prepare() needs a compiled model: call model.compile() first."
         )
-    strategy = model.distribute_strategy
-    if strategy.num_replicas_in_sync == 1 or hasattr(model, "_keras_fa_prepared"):
+    if _keras.replicas_of(model) == 1 or hasattr(model, "_keras_fa_prepared"):
         return model
+    strategy = model.distribute_strategy
     if not keras.__version__.startswith(_TESTED):
         warnings.warn(
             f"keras_fa.distribution.prepare was tested on Keras {', '.join(_TESTED)}, "

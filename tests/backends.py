@@ -22,6 +22,9 @@ _TENSORBOARD = {
         "test_callbacks.py::test_csv_logger_early_stopping_and_tensorboard_see_the_keys"
     }
 }
+RUNS = ("test_runs_on_jax.py",)
+"""Those that run on JAX beside TensorFlow, which prepares the data of runs there."""
+
 NOT_ELSEWHERE = {
     "jax": _TENSORBOARD,
     "torch": {

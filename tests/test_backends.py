@@ -72,6 +72,8 @@ def test_the_toolkit_asks_for_no_tensorflow():
     for name in ("datasets", "distribution"):
         with pytest.raises(ImportError, match="needs TensorFlow"):
             getattr(keras_fa, name)
+    with pytest.raises(ImportError, match=r"pip install 'keras_fa\[lab\]'"):
+        _ = keras_fa.experiment
     with pytest.raises(ImportError, match="written by TensorFlow"):
         callbacks.Conservation(histogram_dir="histograms")
 

@@ -59,6 +59,47 @@ def test_another_configuration_is_refused_and_nothing_is_lost(tmp_path):
     assert len(run_folder.read_metrics(tmp_path)) == 1
 
 
+def test_a_run_of_another_backend_is_refused_and_told(tmp_path, monkeypatch):
+    config = {"rule": "fa"}
+    for backend in ("jax", "tensorflow"):
+        monkeypatch.setattr(run_folder, "backend", lambda backend=backend: backend)
+        with RunFolder(tmp_path / backend, config) as folder:
+            folder.begin(-1)
+            folder.log({"epoch": 0})
+            state = folder.get_state()
+    # That TensorFlow is at work here is no part of a configuration.
+    assert state["config"] == run_folder.identity(config)
+    run_folder.check(tmp_path / "tensorflow", config)
+    assert run_folder.read_config(tmp_path / "jax") == config
+    for refusing in (
+        lambda path: RunFolder(path, config).__enter__(),
+        run_folder.check_backend,
+    ):
+        with pytest.raises(
+            run_folder.OtherBackendError,
+            match=r"of the Keras backend jax.* on tensorflow.*KERAS_BACKEND=jax",
+        ):
+            refusing(tmp_path / "jax")
+    monkeypatch.setattr(run_folder, "backend", lambda: "jax")
+    with (
+        RunFolder(tmp_path / "jax", config) as folder,
+        pytest.raises(RunFolderError, match="another configuration"),
+    ):
+        folder.set_state(state)
+
+
+def test_the_backend_is_known_without_keras(tmp_path):
+    code = "from keras_fa.lab.run_folder import backend; print(backend(), end='')"
+    (tmp_path / "keras.json").write_text('{"backend": "torch"}')
+    env = {**os.environ, "KERAS_FA_WATCHES": "1", "KERAS_HOME": str(tmp_path)}
+    env.pop("KERAS_BACKEND", None)
+    for given, expected in (({}, "torch"), ({"KERAS_BACKEND": "jax"}, "jax")):
+        done = subprocess.run(
+            [sys.executable, "-c", code], env={**env, **given}, capture_output=True
+        )
+        assert done.stdout.decode() == expected, done.stderr.decode()
+
+
 def test_a_run_that_never_began_leaves_the_folder_free(tmp_path):
     with RunFolder(tmp_path, {"rule": "typo"}):
         pass

@@ -158,4 +158,10 @@ def load_tensorflow():
         stack.callback(os.close, kept)
         stack.callback(os.dup2, kept, 2)
         os.dup2(passed_on.stdin.fileno(), 2)
-        import tensorflow  # noqa: F401
+        try:
+            import tensorflow  # noqa: F401
+        except ModuleNotFoundError as error:
+            raise ImportError(
+                "This needs TensorFlow, which prepares the data of runs on every Keras "
+                "backend: pip install 'keras_fa[lab]'."
+            ) from error

@@ -6,10 +6,11 @@ import os
 import pathlib
 import shutil
 
+import keras
+import numpy as np
 import tensorflow as tf
 
 _LOG = logging.getLogger("keras_fa")
-_DATA = ".data-00000-of-00001"
 
 
 class CheckpointError(RuntimeError):
@@ -21,11 +22,11 @@ class Checkpoints:
 
     That is every variable of the model (BatchNorm statistics and the states of random
     generators included) and of the optimizer, the epoch, and the state of callbacks. A
-    save is one `tf.train.Checkpoint`, which has a checksum for each tensor, written
-    under another name, brought to the disk and then renamed, its index file last: it is
-    there whole or not at all. Keras's own `BackupAndRestore` and its `.keras` files
-    give neither, and `tf.train.CheckpointManager` cannot start when the small file in
-    which it keeps count is damaged.
+    save is one `tf.train.Checkpoint`, on JAX one NumPy file, which have a checksum for
+    each tensor, written under another name, brought to the disk and then renamed, its
+    index file last: it is there whole or not at all. Keras's own `BackupAndRestore` and
+    its `.keras` files give neither, and `tf.train.CheckpointManager` cannot start when
+    the small file in which it keeps count is damaged.
 
     Args:
         folder: Where the checkpoints go.
@@ -51,17 +52,13 @@ class Checkpoints:
             while (key := f"{name} {count}" if count > 1 else name) in self._callbacks:
                 count += 1
             self._callbacks[key] = callback
-        self._epoch = tf.Variable(0, dtype=tf.int64, trainable=False)
+        kind = _Tensors if keras.backend.backend() == "tensorflow" else _Arrays
         # Variables are listed one by one: Keras does not track the states of its seed
         # generators where tf.train.Checkpoint would find them through the model.
-        parts = {
-            "model": [v.value for v in model.variables],
-            "optimizer": [v.value for v in model.optimizer.variables],
-            "epoch": self._epoch,
-        }
-        if callbacks is not None:
-            parts["callbacks"] = _JsonState(self._get_state, self._set_state)
-        self._checkpoint = tf.train.Checkpoint(**parts)
+        self._files = kind(
+            {"model": model.variables, "optimizer": model.optimizer.variables},
+            (self._get_state, self._set_state) if callbacks is not None else None,
+        )
 
     def save(self, epoch):
         """Saves the state after an epoch.
@@ -69,7 +66,6 @@ class Checkpoints:
         Raises:
             OSError: If it cannot be written. Older checkpoints are untouched.
         """
-        self._epoch.assign(epoch)
         try:
             unfinished = self._folder / "unfinished"
             # What a kill left behind.
@@ -77,7 +73,7 @@ class Checkpoints:
             # The run folder itself is not made: it may have been taken away.
             self._folder.mkdir(exist_ok=True)
             unfinished.mkdir()
-            self._checkpoint.write(str(unfinished / f"epoch-{epoch}"))
+            self._files.write(unfinished / f"epoch-{epoch}", epoch)
             # "data" comes before "index", which alone makes the rest count.
             for path in sorted(unfinished.iterdir()):
                 _sync(path)
@@ -92,7 +88,8 @@ class Checkpoints:
             ) from error
         for path in self._indices()[self._keep :]:
             path.unlink()
-            path.with_suffix(_DATA).unlink(missing_ok=True)
+            for suffix in self._files.further:
+                path.with_suffix(suffix).unlink(missing_ok=True)
 
     def restore(self):
         """Restores the newest checkpoint that can be read, and says if it was not it.
@@ -107,9 +104,7 @@ class Checkpoints:
         reasons = []
         for path in self._indices():
             try:
-                status = self._checkpoint.read(str(path.with_suffix("")))
-                status.assert_existing_objects_matched()
-                return int(self._epoch.numpy())
+                return self._files.read(path.with_suffix(""))
             # What a damaged file makes TensorFlow raise is no fixed list.
             except Exception as error:
                 lines = str(error).strip().splitlines() or [type(error).__name__]
@@ -129,8 +124,8 @@ class Checkpoints:
         return 0
 
     def _indices(self):
-        """The index files of the checkpoints, newest first."""
-        found = self._folder.glob("epoch-*.index")
+        """The files that make the checkpoints count, newest first."""
+        found = self._folder.glob(f"epoch-*{self._files.index}")
         return sorted(found, key=lambda p: int(p.stem.split("-")[1]), reverse=True)
 
     def _get_state(self):
@@ -153,6 +148,85 @@ class Checkpoints:
             )
         for name, callback in self._callbacks.items():
             callback.set_state(state["callbacks"][name])
+
+
+class _Tensors:
+    """The files of a `tf.train.Checkpoint`.
+
+    Args:
+        variables: `{name: list of Keras variables}`.
+        state: Functions that get and set what JSON can hold, or None.
+    """
+
+    index, further = ".index", (".data-00000-of-00001",)
+
+    def __init__(self, variables, state):
+        self._epoch = tf.Variable(0, dtype=tf.int64, trainable=False)
+        parts = {name: [v.value for v in some] for name, some in variables.items()}
+        if state is not None:
+            parts["callbacks"] = _JsonState(*state)
+        self._checkpoint = tf.train.Checkpoint(**parts, epoch=self._epoch)
+
+    def write(self, path, epoch):
+        self._epoch.assign(epoch)
+        self._checkpoint.write(str(path))
+
+    def read(self, path):
+        status = self._checkpoint.read(str(path))
+        status.assert_existing_objects_matched()
+        return int(self._epoch.numpy())
+
+
+class _Arrays:
+    """One file of NumPy arrays, for backends of which TensorFlow saves nothing.
+
+    It is a zip archive, which has a CRC-32 of each array.
+
+    Args:
+        variables: As for `_Tensors`.
+        state: Likewise.
+    """
+
+    index, further = ".npz", ()
+
+    def __init__(self, variables, state):
+        self._variables = {
+            f"{name}/{number}": variable
+            for name, some in variables.items()
+            for number, variable in enumerate(some)
+        }
+        self._state = state
+
+    def write(self, path, epoch):
+        arrays = {key: np.asarray(v.value) for key, v in self._variables.items()}
+        if self._state is not None:
+            text = json.dumps(self._state[0]()).encode()
+            arrays["callbacks"] = np.frombuffer(text, np.uint8)
+        np.savez(path.with_suffix(self.index), **arrays, epoch=epoch)
+
+    def read(self, path):
+        # All of it, and all checksums with it, before anything is changed.
+        with open(path.with_suffix(self.index), "rb") as opened:
+            file = np.load(opened, allow_pickle=False)
+            found = {name: file[name] for name in file.files}
+        values = {}
+        for key, variable in self._variables.items():
+            value = found.get(key)
+            dtype = np.asarray(variable.value).dtype
+            if value is not None and value.dtype.kind == "V":
+                # NumPy's files do not know bfloat16.
+                value = value.view(dtype)
+            if value is None or (value.shape, value.dtype) != (variable.shape, dtype):
+                has = "nothing" if value is None else f"{value.dtype} {value.shape}"
+                raise ValueError(
+                    f"For {variable.path} it has {has}, not {dtype} {variable.shape}"
+                )
+            values[key] = value
+        if self._state is not None:
+            self._state[1](json.loads(found["callbacks"].tobytes()))
+        for key, value in values.items():
+            self._variables[key].assign(value)
+        return int(found["epoch"])
 
 
 class _JsonState(tf.train.experimental.PythonState):

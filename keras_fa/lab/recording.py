@@ -20,6 +20,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from keras_fa import autodiff
 from keras_fa.lab import run_folder
 from keras_fa.lab.config import named
 
@@ -43,19 +44,7 @@ class Evaluation(keras.callbacks.Callback):
         self._measures = measures
 
     def on_train_begin(self, logs=None):
-        model, measures = self.model, self._measures.values()
-
-        @tf.function(jit_compile=model.jit_compile, reduce_retracing=True)
-        def sums(x, y):
-            outputs = model(x, training=False)
-            loss = model.compute_loss(x, y, outputs, training=False)
-            size = tf.cast(tf.shape(y)[0], loss.dtype)
-            values = [tf.reduce_sum(measure(y, outputs)) for measure in measures]
-            return tf.stack(
-                [size, loss * size, *(tf.cast(v, loss.dtype) for v in values)]
-            )
-
-        self._sums = sums
+        self._sums = _SUMS[keras.backend.backend()](self.model, self._measures.values())
 
     def on_epoch_end(self, epoch, logs=None):
         size, *totals = np.sum(
@@ -63,6 +52,37 @@ class Evaluation(keras.callbacks.Callback):
         )
         for name, total in zip(("loss", *self._measures), totals, strict=True):
             logs[f"val_{name}"] = float(total / size)
+
+
+def _sums_of_tensorflow(model, measures):
+    @tf.function(jit_compile=model.jit_compile, reduce_retracing=True)
+    def sums(x, y):
+        outputs = model(x, training=False)
+        loss = model.compute_loss(x, y, outputs, training=False)
+        size = tf.cast(tf.shape(y)[0], loss.dtype)
+        values = [tf.reduce_sum(measure(y, outputs)) for measure in measures]
+        return tf.stack([size, loss * size, *(tf.cast(v, loss.dtype) for v in values)])
+
+    return sums
+
+
+def _sums_of_jax(model, measures):
+    # The weights are arguments, or JAX would keep those of the first epoch.
+    def sums(weights, x, y):
+        with keras.StatelessScope(list(zip(model.variables, weights, strict=True))):
+            outputs = model(x, training=False)
+            loss = model.compute_loss(x, y, outputs, training=False)
+        values = [keras.ops.sum(measure(y, outputs)) for measure in measures]
+        size = len(y)
+        return keras.ops.stack([size, loss * size, *values])
+
+    compiled = autodiff.compiled(sums)
+    return lambda x, y: compiled(
+        autodiff.readings(model.variables), x.numpy(), y.numpy()
+    )
+
+
+_SUMS = {"tensorflow": _sums_of_tensorflow, "jax": _sums_of_jax}
 
 
 class Recorder(keras.callbacks.Callback):
@@ -109,6 +129,9 @@ class Recorder(keras.callbacks.Callback):
 
     def set_model(self, model):
         super().set_model(model)
+        if keras.backend.backend() == "jax":
+            self._learning_rate = lambda: autodiff.array(model.optimizer.learning_rate)
+            return
         # Compiled: read eagerly, a schedule takes 3 ms.
         self._learning_rate = tf.function(
             lambda: tf.convert_to_tensor(model.optimizer.learning_rate)

@@ -1,5 +1,7 @@
 """Runs: what a configuration builds is trained, and leaves a run folder."""
 
+import contextlib
+import importlib
 import math
 import os
 import pathlib
@@ -60,8 +62,8 @@ def run(
 
     Raises:
         ValueError: If the configuration has a field that is unknown or impossible.
-        keras_fa.results.RunFolderError: If the folder belongs to another configuration
-            or another process.
+        keras_fa.results.RunFolderError: If the folder belongs to another configuration,
+            another Keras backend or another process.
         keras_fa.datasets.DatasetNotFound: If the data set is not there.
         keras_fa.distribution.ClusterError: If `TF_CONFIG` is wrong, or this worker's
             port in use.
@@ -73,6 +75,7 @@ def run(
     config = ml_collections.ConfigDict(config).copy_and_resolve_references()
     config.lock()
     configuration.check(config)
+    _check_backend(config)
     writes = strategy != "multi_worker" or distribution.read_cluster()[1] == 0
     _set_determinism(config)
     with distribution.lost_workers_explained(strategy):
@@ -153,6 +156,7 @@ def load_model(workdir):
         keras_fa.lab.checkpoints.CheckpointError: If none of them can be read.
         keras_fa.datasets.DatasetNotFound: If the data set is not there.
     """
+    run_folder.check_backend(workdir)
     config = ml_collections.ConfigDict(run_folder.read_config(workdir))
     return _restored(workdir, build(config, load(config)))
 
@@ -202,6 +206,7 @@ def audit(workdir, baselines=(), size=512):
             data, network or budget, or the accuracy is not known.
         keras_fa.results.RunFolderError: If a folder holds no finished run.
     """
+    run_folder.check_backend(workdir)
     stored = run_folder.read_config(workdir)
     score, scores = None, {}
     if baselines:
@@ -258,16 +263,19 @@ def _accuracy(folder):
 def _train(config, folder, strategy, progress, extra_callbacks):
     # The code that this process has, whatever is checked out when the run ends.
     revision = commit()
-    scope = distribution.get_strategy(strategy).scope()
+    devices = distribution.get_strategy(strategy)
     dataset = load(config)
     if dataset.is_streamed and strategy != "default":
         raise ValueError(
             "config.dataset: sets that are augmented or read from the disk train on "
             f"one device. Received: the strategy {strategy!r}."
         )
-    with scope:
+    if isinstance(devices, distribution.JaxDevices):
+        steps, size = dataset.steps_per_epoch, dataset.batch_size
+        devices.check_batches({size, min(size, dataset.num_train - (steps - 1) * size)})
+    with devices.scope():
         model = build(config, dataset)
-    if model.distribute_strategy.num_replicas_in_sync == 1:
+    if _keras.replicas_of(model) == 1:
         check_loss(config, model, dataset)
     readers = instruments(config, dataset)
     recorder = recording.Recorder(folder, config, readers, dataset.steps_per_epoch)
@@ -279,16 +287,16 @@ def _train(config, folder, strategy, progress, extra_callbacks):
     epoch = recorder.checkpoints.restore()
     if strategy == "multi_worker":
         facts = {"epoch restored": epoch, "data": _features(dataset)}
-        distribution.check_agreement(model.distribute_strategy, facts)
+        distribution.check_agreement(devices, facts)
     # Without a checkpoint even the line about the initial state is written anew.
     folder.begin(epoch if epoch > 0 else -1)
     shown = [recording.ProgressBar(config, epoch)] if progress else []
     evaluation, validation_data = [], dataset.test
-    if model.distribute_strategy.num_replicas_in_sync == 1:
+    if _keras.replicas_of(model) == 1:
         evaluation = [recording.Evaluation(dataset.test, measures_of(config))]
         validation_data = None
     try:
-        with recording.saved_at_sigterm(recorder):
+        with recording.saved_at_sigterm(recorder), distribution.trained_in(devices):
             model.fit(
                 dataset.train_from(epoch),
                 steps_per_epoch=dataset.steps_per_epoch * config.log_every,
@@ -342,6 +350,27 @@ def _features(dataset):
     }
 
 
+def _check_backend(config):
+    """Refuses what the Keras backend cannot run, and keeps devices free for it."""
+    backend = keras.backend.backend()
+    if backend == "tensorflow":
+        return
+    if backend != "jax":
+        raise ValueError(
+            "Runs compute with TensorFlow or JAX. Received: "
+            f"KERAS_BACKEND={backend}. The rules, layers and instruments work there "
+            "with `model.fit`."
+        )
+    if keras.DTypePolicy(config.dtype).variable_dtype == "float64":
+        raise ValueError(
+            "config.dtype: Keras takes float64 for float32 on JAX. Use float32, or "
+            "KERAS_BACKEND=tensorflow."
+        )
+    # TensorFlow, which only prepares the data, would take the memory of all GPUs.
+    with contextlib.suppress(RuntimeError):
+        tf.config.set_visible_devices([], "GPU")
+
+
 def _set_determinism(config):
     # Keras refuses XLA under op determinism; on a CPU XLA is deterministic without it.
     if config.deterministic and config.jit_compile != "on":
@@ -366,7 +395,12 @@ def commit():
 
 
 def _environment(revision):
-    devices = [device.name for device in tf.config.list_logical_devices()]
+    if keras.backend.backend() == "tensorflow":
+        devices = [device.name for device in tf.config.list_logical_devices()]
+        versions = {}
+    else:
+        devices = keras.distribution.list_devices()
+        versions = {"jax": importlib.import_module("jax").__version__}
     return {
         "python": platform.python_version(),
         "machine": platform.machine(),
@@ -375,6 +409,8 @@ def _environment(revision):
         "onednn": os.environ.get("TF_ENABLE_ONEDNN_OPTS", "default"),
         "keras_fa": __version__,
         "commit": revision,
+        "backend": keras.backend.backend(),
+        **versions,
         "keras": keras.__version__,
         "tensorflow": tf.__version__,
         "numpy": np.__version__,

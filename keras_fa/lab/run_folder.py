@@ -2,7 +2,8 @@
 
 A run is plain files, so that figures, tables and other programs need no model:
 
-- `config.json`: the configuration, written once, before anything is computed.
+- `config.json`: the configuration, written once, before anything is computed. Under
+  ".backend" it has the Keras backend that computes the run.
 - `metrics.jsonl`: one JSON object a line, one line for each log, in order of epochs. A
   number that is not finite is null. Under ".crc" each line has the CRC-32 of the file
   up to there.
@@ -19,13 +20,14 @@ import json
 import math
 import os
 import pathlib
+import sys
 import zlib
 
 from keras_fa.lab import attempts
 from keras_fa.lab.attempts import place
 
 CONFIG, METRICS, SUMMARY = "config.json", "metrics.jsonl", "summary.json"
-_CRC, _CHECKS = ".crc", ".checks"
+_CRC, _CHECKS, _BACKEND = ".crc", ".checks", ".backend"
 _CRC_MARK = f', "{_CRC}": "'.encode()
 
 
@@ -35,6 +37,47 @@ class RunFolderError(RuntimeError):
 
 class RunFolderBusyError(RunFolderError):
     """A run folder that another process holds."""
+
+
+class OtherBackendError(RunFolderError):
+    """A run folder that was made on another Keras backend."""
+
+
+def backend():
+    """The Keras backend of this process, which need not have loaded Keras."""
+    if "keras" in sys.modules:
+        return sys.modules["keras"].backend.backend()
+    if name := os.environ.get("KERAS_BACKEND"):
+        return name
+    home = pathlib.Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser()
+    try:
+        return json.loads((home / "keras.json").read_text())["backend"]
+    except (OSError, ValueError, KeyError):
+        return "tensorflow"
+
+
+def check_backend(path):
+    """Refuses the folder of a run that another Keras backend than this one made.
+
+    Args:
+        path: A run folder; one without a run is nobody's.
+
+    Raises:
+        OtherBackendError: If it is so.
+    """
+    _settled(_check_backend, path)
+
+
+def _check_backend(path):
+    if not (path / CONFIG).exists():
+        return
+    made, here = _read_config(path / CONFIG).get(_BACKEND, "tensorflow"), backend()
+    if made != here:
+        raise OtherBackendError(
+            f"{path} holds a run of the Keras backend {made}, and this process is on "
+            f"{here}, which draws other numbers and cannot read its checkpoints. Start "
+            f"the same command with KERAS_BACKEND={made}, or choose another --workdir."
+        )
 
 
 def write_text(path, text):
@@ -201,7 +244,8 @@ class RunFolder:
         if not self.writes:
             return
         if not (self.path / CONFIG).exists():
-            text = to_json(self.config, indent=2, sort_keys=True) + "\n"
+            stored = {**self.config, _BACKEND: backend()}
+            text = to_json(stored, indent=2, sort_keys=True) + "\n"
             write_text(self.path / CONFIG, text)
         lines = [_values(line) for line in _scan(self.path)[0]]
         lines = [line for line in lines if line["epoch"] <= epoch]
@@ -240,7 +284,8 @@ class RunFolder:
 
     def _identity(self):
         path = self.path / CONFIG
-        return identity(_read_config(path) if path.exists() else self.config)
+        given = {**self.config, _BACKEND: backend()}
+        return identity(_read_config(path) if path.exists() else given)
 
     def summary(self):
         """The summary, or None while the run is not over."""
@@ -366,8 +411,9 @@ def check(path, config):
         config: The configuration, a dict.
 
     Raises:
-        RunFolderError: If it is a run's of another configuration, or holds other files
-            and no run, or is no folder. The message names the fields that differ.
+        RunFolderError: If it is a run's of another configuration or Keras backend, or
+            holds other files and no run, or is no folder. The message names the fields
+            that differ.
     """
     _settled(functools.partial(_check, config=config), path)
 
@@ -402,7 +448,10 @@ def _check(path, config):
                 f"{', '.join(sorted(others)[:5])}). Choose another --workdir."
             )
         return
-    different = differences(_read_config(path / CONFIG), json.loads(to_json(config)))
+    _check_backend(path)
+    stored = _read_config(path / CONFIG)
+    stored.pop(_BACKEND, None)
+    different = differences(stored, json.loads(to_json(config)))
     if different:
         raise RunFolderError(
             f"{path} belongs to a run with another configuration:\n  "
@@ -435,6 +484,7 @@ _LATER = (
     ("dataset", "threads", None),
     ("dataset", "workers", None),
     ("checkpoint_every_seconds", 0.0),
+    (_BACKEND, "tensorflow"),
 )
 
 
@@ -636,6 +686,7 @@ def read_config(path):
         return _stored_config(path)
 
     config = in_present_form(_settled(read, path))
+    config.pop(_BACKEND, None)
     if "checkpoint_every" in config:
         config.setdefault("checkpoint_every_seconds", 0.0)
     return config

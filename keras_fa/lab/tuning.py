@@ -467,6 +467,7 @@ class Search:
             "objective": self.objective,
             "seed": seed,
             "patience": self.patience,
+            ".backend": run_folder.backend(),
         }
         given = json.loads(run_folder.to_json(given))
         path = self.workdir / "search.json"
