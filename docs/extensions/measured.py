@@ -70,8 +70,10 @@ def table(frame, rows, value, columns=None, where="", digits=3, scale=1.0):
                 cell = lines.loc[lines[columns] == one, values[0]]
                 texts.append(_mean(cell, digits, scale))
         body.append(texts)
-    across = values if columns is None else [str(x) for x in frame[columns].unique()]
-    return [name.replace("_", " ") for name in by + across], body
+    head = [name.replace("_", " ") for name in by + (values if columns is None else [])]
+    if columns is not None:
+        head += [str(value) for value in dict.fromkeys(frame[columns])]
+    return head, body
 
 
 def _names(text):
