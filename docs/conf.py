@@ -46,6 +46,8 @@ nb_execution_in_temp = True
 nb_execution_raise_on_error = True
 nb_execution_timeout = 600
 nb_merge_streams = True
+# TensorFlow says there what it says of each machine.
+nb_output_stderr = "remove"
 nb_ipywidgets_js = {}
 
 autodoc_default_options = {"no-value": True}
