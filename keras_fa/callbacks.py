@@ -29,6 +29,7 @@ class _Instrument(keras.callbacks.Callback):
     Attributes:
         history: With `unit="step"`, the list of all readings, each a dict with the
             number of optimizer steps under `step`.
+        last: The last reading of this `fit`, which the logs repeat until the next.
     """
 
     def __init__(self, every=1, unit="epoch", prefix="", quiet=False):
@@ -50,7 +51,7 @@ class _Instrument(keras.callbacks.Callback):
         """Drops what belongs to the model that it was used with."""
         self.history = []
         self._steps = 0
-        self._last = {}
+        self.last = {}
         self._begun = False
 
     def _begin(self):
@@ -73,7 +74,7 @@ class _Instrument(keras.callbacks.Callback):
 
     def on_train_begin(self, logs=None):
         self._steps = self._optimizer_steps()
-        self._last = {}
+        self.last = {}
         self._begun = False
 
     def on_epoch_begin(self, epoch, logs=None):
@@ -92,7 +93,7 @@ class _Instrument(keras.callbacks.Callback):
         self._steps = steps
 
     def on_epoch_end(self, epoch, logs=None):
-        readings = self._last
+        readings = self.last
         if not readings or (self.unit == "epoch" and (epoch + 1) % self.every == 0):
             readings = self._record()
         self._log(logs, readings)
@@ -113,14 +114,14 @@ class _Instrument(keras.callbacks.Callback):
         if logs is not None:
             for key, value in readings.items():
                 # One dict may serve a hand-written loop for all its epochs.
-                if key in logs and logs[key] is not self._last.get(key):
+                if key in logs and logs[key] is not self.last.get(key):
                     raise ValueError(
                         f"{type(self).__name__} finds {key!r} in the logs already, "
                         "from another callback or a metric. Give one of two "
                         'instruments a prefix, such as prefix="test_".'
                     )
                 logs[key] = value
-        self._last = readings
+        self.last = readings
         if self.quiet:
             _keras.hide_from_progress_line(self.model, readings)
 

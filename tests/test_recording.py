@@ -74,8 +74,8 @@ class _Checkpoints:
     def __init__(self):
         self.saved = []
 
-    def save(self, epochs):
-        self.saved.append(epochs)
+    def save(self, epochs, batch=0):
+        self.saved.append((epochs, batch) if batch else epochs)
 
 
 def recorder(folder, **changes):
@@ -123,6 +123,24 @@ def test_checkpoints_come_no_sooner_than_asked(tmp_path, monkeypatch):
     assert made.checkpoints.saved == [6, 12, 16, 20]
 
 
+def test_checkpoints_come_in_the_middle_of_an_epoch(tmp_path, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(recording.time, "monotonic", lambda: clock[0])
+    with run_folder.RunFolder(tmp_path, {}) as folder:
+        made = recorder(
+            folder, epochs=6, checkpoint_every=6, checkpoint_every_seconds=60.0
+        )
+        made.on_train_begin()
+        for period in range(3):
+            made.on_epoch_begin(period)
+            for batch in range(6):
+                clock[0] += 25.0
+                made.on_train_batch_end(batch)
+            made.on_epoch_end(period, {"loss": 1.0})
+    # Every third batch is late enough, but the last of a period has its end.
+    assert made.checkpoints.saved == [(0, 3), (2, 1), (2, 4), (4, 1), (4, 4), 6]
+
+
 @pytest.mark.parametrize("loss", [math.nan, math.inf])
 def test_a_diverged_epoch_is_logged_but_not_kept(tmp_path, loss):
     with run_folder.RunFolder(tmp_path, {}) as folder:
@@ -150,7 +168,7 @@ def test_the_clock(tmp_path, monkeypatch):
             per_step.append(made.seconds_per_step())
     # A period has 6 steps; the first, with the tracing, counts only while it is alone.
     assert per_step == [60 / 6, 3 / 6, 4.5 / 6, 6 / 6]
-    assert made.get_state() == {"seconds": 5.0 + 60 + 3 + 6 + 12 + 4}
+    assert made.get_state() == {"seconds": 5.0 + 60 + 3 + 6 + 12 + 4, "readings": []}
     logged = [line["seconds"] for line in run_folder.read_metrics(tmp_path)]
     assert logged == [66.0, 70.0, 77.0, 90.0]
 

@@ -60,8 +60,8 @@ class Checkpoints:
             (self._get_state, self._set_state) if callbacks is not None else None,
         )
 
-    def save(self, epoch):
-        """Saves the state after an epoch.
+    def save(self, epoch, batch=0):
+        """Saves the state after an epoch, and so many batches after it.
 
         Raises:
             OSError: If it cannot be written. Older checkpoints are untouched.
@@ -73,7 +73,8 @@ class Checkpoints:
             # The run folder itself is not made: it may have been taken away.
             self._folder.mkdir(exist_ok=True)
             unfinished.mkdir()
-            self._files.write(unfinished / f"epoch-{epoch}", epoch)
+            name = f"epoch-{epoch}-batch-{batch}" if batch else f"epoch-{epoch}"
+            self._files.write(unfinished / name, epoch)
             # "data" comes before "index", which alone makes the rest count.
             for path in sorted(unfinished.iterdir()):
                 _sync(path)
@@ -95,7 +96,8 @@ class Checkpoints:
         """Restores the newest checkpoint that can be read, and says if it was not it.
 
         Returns:
-            The epoch after which it was saved; 0 if there is no checkpoint.
+            The last whole epoch before it was saved; 0 if there is no checkpoint. How
+            many batches came after it a callback's state says.
 
         Raises:
             CheckpointError: If there are checkpoints and none can be read. The message
@@ -126,7 +128,7 @@ class Checkpoints:
     def _indices(self):
         """The files that make the checkpoints count, newest first."""
         found = self._folder.glob(f"epoch-*{self._files.index}")
-        return sorted(found, key=lambda p: int(p.stem.split("-")[1]), reverse=True)
+        return sorted(found, key=_place, reverse=True)
 
     def _get_state(self):
         return {
@@ -241,6 +243,12 @@ class _JsonState(tf.train.experimental.PythonState):
 
     def deserialize(self, string_value):
         self._put(json.loads(string_value))
+
+
+def _place(path):
+    """Epoch and batch in a checkpoint's name, `epoch-E` or `epoch-E-batch-B`."""
+    _, epoch, *batch = path.stem.split("-")
+    return int(epoch), int(batch[1]) if batch else 0
 
 
 def _sync(path):

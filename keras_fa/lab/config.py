@@ -64,9 +64,11 @@ def default_config():
         - `drop_last`: Whether to leave out a last partial batch.
         - `log_every`: Epochs between two log lines; divides `epochs`.
         - `checkpoint_every`: Epochs between two checkpoints; a multiple of `log_every`.
-        - `checkpoint_every_seconds`: Least time between two checkpoints; those that
-          come sooner are left out, but for the last. 0 leaves none out. On a cluster,
-          whose file systems answer slowly, 60 or more.
+        - `checkpoint_every_seconds`: Seconds between two checkpoints. As soon as they
+          are over one is written, in the middle of an epoch too (with one replica of
+          TensorFlow); those of `checkpoint_every` that come sooner are left out, but
+          for the last. 0 writes those of `checkpoint_every` alone. On a cluster, whose
+          file systems answer slowly, 60 or more.
         - `instruments`: What each log line measures besides losses, on or off:
           `weight_alignment`; `layer_terms`, its norms and inner products;
           `conservation`; `ledger`, which accounts for every step and makes training

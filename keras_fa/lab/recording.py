@@ -1,6 +1,7 @@
 """Callbacks that evaluate, record and show a run while `model.fit` trains it."""
 
 import contextlib
+import functools
 import json
 import math
 import signal
@@ -20,7 +21,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from keras_fa import autodiff
+from keras_fa import _keras, autodiff
 from keras_fa.lab import run_folder
 from keras_fa.lab.config import named
 
@@ -88,44 +89,74 @@ _SUMS = {"tensorflow": _sums_of_tensorflow, "jax": _sums_of_jax}
 class Recorder(keras.callbacks.Callback):
     """Writes the log lines and checkpoints of a run, and stops it when it diverges.
 
-    Goes behind all callbacks that add to the logs.
+    Goes behind all callbacks that add to the logs. For a streamed set it adds
+    `data_wait`, the part of the training time of these epochs that steps waited for
+    data, and `bad_examples`, how many examples could not be read so far.
 
     Args:
         folder: The run's `keras_fa.results.RunFolder`.
         config: Its configuration; `log_every` epochs are one epoch of `fit`.
         instruments: The `keras_fa.callbacks` whose readings the line of epoch 0 has.
         steps_per_epoch: Optimizer steps an epoch of the configuration.
+        loading: The `keras_fa.datasets.streams.Loading` of a streamed training set,
+            which the log lines tell of, or None.
 
     Attributes:
         checkpoints: `keras_fa.lab.checkpoints.Checkpoints`, to be set before training.
+        batch: Batches since the last log line.
         final: The last log line, as it is read back; None before the first.
         diverged: Whether the loss became NaN or infinite.
         seconds: Wall time of training so far, that before an interruption included.
-        ends_next: Whether to save and raise KeyboardInterrupt at the next line.
+        ends_next: Whether to save and raise KeyboardInterrupt as soon as can be.
     """
 
-    def __init__(self, folder, config, instruments, steps_per_epoch):
+    def __init__(self, folder, config, instruments, steps_per_epoch, loading=None):
         super().__init__()
         self._folder = folder
         self._config = config
         self._instruments = instruments
         self._steps_per_epoch = steps_per_epoch
+        self._loading = loading
         self.checkpoints = None
+        self.batch = 0
         self.final = None
         self.diverged = False
         self.seconds = 0.0
         self.ends_next = False
         self._periods = []
-        self._trained = None
+        self._trained = self._waited = 0.0
         self._saved = -math.inf
+        self._restored = None
 
     def get_state(self):
-        """The time that the run has taken."""
-        return {"seconds": self.seconds}
+        """What of a run is in no variable of the model, as JSON can hold it."""
+        state = {
+            "seconds": self.seconds,
+            "readings": [_plain(getattr(i, "last", {})) for i in self._instruments],
+        }
+        if self._loading is not None:
+            state["bad"] = sorted(self._loading.bad)
+        if self.batch:
+            state |= {
+                "seconds": self.seconds + time.perf_counter() - self._start,
+                "batch": self.batch,
+                "trained": self._trained,
+                "waited": self._waited,
+                # The sums of which the epoch's loss and measures will be made.
+                "metrics": [
+                    np.asarray(variable.value).tolist()
+                    for variable in self.model.metrics_variables
+                ],
+            }
+        return state
 
     def set_state(self, state):
-        """Takes over the time that the run took before it was interrupted."""
+        """Takes over what was there when the run was interrupted."""
         self.seconds = state["seconds"]
+        self.batch = state.get("batch", 0)
+        self._restored = state
+        if self._loading is not None:
+            self._loading.bad = set(state.get("bad", ()))
 
     def set_model(self, model):
         super().set_model(model)
@@ -139,6 +170,11 @@ class Recorder(keras.callbacks.Callback):
 
     def on_train_begin(self, logs=None):
         self._saved = time.monotonic()
+        if self._restored is not None:
+            readings = self._restored.get("readings", ())
+            for instrument, last in zip(self._instruments, readings, strict=False):
+                if last:
+                    instrument.last = last
         if self._folder.writes and not run_folder.read_metrics(self._folder.path):
             readings = {}
             for instrument in self._instruments:
@@ -148,15 +184,38 @@ class Recorder(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch, logs=None):
         self._start = time.perf_counter()
+        self._epochs = epoch * self._config.log_every
+        # Of this period, in the processes before this one.
+        former = self._restored if self.batch else {}
+        self._trained_before = former.get("trained", 0.0)
+        self._waited_before = former.get("waited", 0.0) - self._waited_in_all
+        if self.batch:
+            for variable, value in zip(
+                self.model.metrics_variables, former["metrics"], strict=True
+            ):
+                variable.assign(value)
 
     def on_train_batch_end(self, batch, logs=None):
-        self._trained = time.perf_counter() - self._start
+        self._trained = self._trained_before + time.perf_counter() - self._start
+        self._waited = self._waited_before + self._waited_in_all
+        self.batch = batch + 1
+        is_last = self.batch == self._steps_per_epoch * self._config.log_every
+        if is_last or not self._saves_anywhere:
+            return
+        if self.ends_next or 0 < self._config.checkpoint_every_seconds <= self._since:
+            self._save()
+        if self.ends_next:
+            raise KeyboardInterrupt("SIGTERM")
 
     def on_epoch_end(self, epoch, logs=None):
+        self.batch = 0
         self._periods.append(self._trained)
         self.seconds += time.perf_counter() - self._start
-        epochs = (epoch + 1) * self._config.log_every
+        self._epochs = epochs = (epoch + 1) * self._config.log_every
         learning_rate = float(self._learning_rate())
+        if self._loading is not None:
+            logs["data_wait"] = round(self._waited / max(self._trained, 1e-9), 4)
+            logs["bad_examples"] = len(self._loading.bad)
         line = {"epoch": epochs, **logs, "learning_rate": learning_rate}
         line["flow_time"] = _flow_time(self._config, epochs, self._steps_per_epoch)
         line["seconds"] = round(self.seconds, 3)
@@ -165,20 +224,41 @@ class Recorder(keras.callbacks.Callback):
         if not math.isfinite(logs["loss"]):
             self.diverged = True
             self.model.stop_training = True
-        elif self._is_due(epochs) or epochs == self._config.epochs or self.ends_next:
-            self._folder.sync()
-            if self._folder.writes:
-                self.checkpoints.save(epochs)
-            self._saved = time.monotonic()
+        elif self._is_due or epochs == self._config.epochs or self.ends_next:
+            self._save()
         if self.ends_next:
             raise KeyboardInterrupt("SIGTERM")
 
-    def _is_due(self, epochs):
-        """Whether a checkpoint is due after so many epochs."""
-        if epochs % self._config.checkpoint_every:
+    def _save(self):
+        # A resumed run needs the lines before its checkpoint.
+        self._folder.sync()
+        if self._folder.writes:
+            self.checkpoints.save(self._epochs, self.batch)
+        self._saved = time.monotonic()
+
+    @functools.cached_property
+    def _saves_anywhere(self):
+        """Whether checkpoints come in the middle of an epoch too."""
+        # Each of several replicas has sums of its own, which no checkpoint tells apart,
+        # and JAX brings its variables up to date at the end of an epoch.
+        is_tensorflow = keras.backend.backend() == "tensorflow"
+        return is_tensorflow and _keras.replicas_of(self.model) == 1
+
+    @property
+    def _since(self):
+        """Seconds since the last checkpoint."""
+        return time.monotonic() - self._saved
+
+    @property
+    def _is_due(self):
+        """Whether a checkpoint is due after these whole epochs."""
+        if self._epochs % self._config.checkpoint_every:
             return False
-        waited = time.monotonic() - self._saved
-        return waited >= self._config.checkpoint_every_seconds
+        return self._since >= self._config.checkpoint_every_seconds
+
+    @property
+    def _waited_in_all(self):
+        return self._loading.waited if self._loading is not None else 0.0
 
     def seconds_per_step(self):
         """Median over the periods of this process, its first one (tracing) left out."""
@@ -189,17 +269,61 @@ class Recorder(keras.callbacks.Callback):
         return statistics.median(periods) / steps
 
 
+def _plain(readings):
+    """Readings as JSON can hold them, to the bit."""
+    return {k: v.tolist() if hasattr(v, "tolist") else v for k, v in readings.items()}
+
+
+class Callbacks(keras.callbacks.CallbackList):
+    """Callbacks to which several calls of `fit` are one training.
+
+    A training that goes on in the middle of a period is two: the rest of that period,
+    and those after it.
+
+    Args:
+        callbacks: List of Keras callbacks.
+        model: The model.
+        **params: What callbacks are told: `epochs`, `steps`, `verbose`.
+
+    Attributes:
+        skipped: Batches of the period that came before this call of `fit`.
+    """
+
+    def __init__(self, callbacks, model, **params):
+        super().__init__(callbacks, add_history=True, model=model, **params)
+        self.skipped = 0
+        self._begun, self._ended = False, None
+
+    def on_train_begin(self, logs=None):
+        if not self._begun:
+            self._begun = True
+            super().on_train_begin(logs)
+
+    def on_train_batch_begin(self, batch, logs=None):
+        super().on_train_batch_begin(batch + self.skipped, logs)
+
+    def on_train_batch_end(self, batch, logs=None):
+        super().on_train_batch_end(batch + self.skipped, logs)
+
+    def on_train_end(self, logs=None):
+        self._ended = logs
+
+    def end(self):
+        """Ends the training, after the last call of `fit`."""
+        super().on_train_end(self._ended)
+
+
 # What schedulers leave between SIGTERM and SIGKILL is half a minute and more.
-_SECONDS_TO_A_LINE = 10
+_SECONDS_TO_A_SAVE = 10
 
 
 @contextlib.contextmanager
 def saved_at_sigterm(recorder):
-    """Lets SIGTERM save a run at its next log line and end it as Ctrl-C does.
+    """Lets SIGTERM save a run behind its batch and end it as Ctrl-C does.
 
-    KeyboardInterrupt is raised behind that line, or without it when it takes longer
-    than 10 seconds or SIGTERM comes again. Outside the main thread, which alone hears
-    signals, nothing changes.
+    With several replicas it is saved at its next log line. KeyboardInterrupt is raised
+    behind that, or without it when it takes longer than 10 seconds or SIGTERM comes
+    again. Outside the main thread, which alone hears signals, nothing changes.
 
     Args:
         recorder: The `Recorder` of the run.
@@ -214,7 +338,7 @@ def saved_at_sigterm(recorder):
     def ask(number, frame):
         recorder.ends_next = True
         signal.signal(signal.SIGTERM, end)
-        signal.alarm(_SECONDS_TO_A_LINE)
+        signal.alarm(_SECONDS_TO_A_SAVE)
 
     before = {
         signal.SIGTERM: signal.signal(signal.SIGTERM, ask),
@@ -286,6 +410,10 @@ class ProgressBar(keras.callbacks.Callback):
         readings = f"loss {logs['loss']:.3g}"
         if "val_accuracy" in logs:
             readings += f", test {100 * logs['val_accuracy']:.1f}%"
+        if "data_wait" in logs:
+            readings += f", waited {100 * logs['data_wait']:.0f}% for data"
+        if logs.get("bad_examples"):
+            readings += f", {logs['bad_examples']} bad examples"
         self._progress.update(self._task, completed=done, readings=readings)
         now = time.monotonic()
         waited = now - self._printed

@@ -1,6 +1,7 @@
 """Runs: what a configuration builds is trained, and leaves a run folder."""
 
 import contextlib
+import functools
 import importlib
 import math
 import os
@@ -35,10 +36,11 @@ def run(
 ):
     """Trains one network as a configuration says, and leaves a run folder.
 
-    A run that was interrupted, even by SIGKILL, goes on after its last checkpoint when
-    it is called again with the same arguments, and ends with the same weights, bit for
-    bit, as one that was not (on a CPU, with `config.deterministic`). A run that is over
-    is not run again. SIGTERM saves a run that trains before it ends it.
+    A run that was interrupted, even by SIGKILL, goes on after its last checkpoint, in
+    the middle of an epoch too, when it is called again with the same arguments, and
+    ends with the same weights and log lines, bit for bit, as one that was not (on a
+    CPU, with `config.deterministic`). A run that is over is not run again. SIGTERM
+    saves a run that trains before it ends it.
 
     Args:
         config: `ml_collections.ConfigDict` or nested dict with the fields of
@@ -278,7 +280,9 @@ def _train(config, folder, strategy, progress, extra_callbacks):
     if _keras.replicas_of(model) == 1:
         check_loss(config, model, dataset)
     readers = instruments(config, dataset)
-    recorder = recording.Recorder(folder, config, readers, dataset.steps_per_epoch)
+    loading = dataset.loading if dataset.is_streamed else None
+    steps = dataset.steps_per_epoch
+    recorder = recording.Recorder(folder, config, readers, steps, loading)
     stateful = [*readers, *extra_callbacks, recorder]
     stateful = [callback for callback in stateful if hasattr(callback, "get_state")]
     recorder.checkpoints = Checkpoints(
@@ -289,30 +293,17 @@ def _train(config, folder, strategy, progress, extra_callbacks):
         facts = {"epoch restored": epoch, "data": _features(dataset)}
         distribution.check_agreement(devices, facts)
     # Without a checkpoint even the line about the initial state is written anew.
-    folder.begin(epoch if epoch > 0 else -1)
+    folder.begin(epoch if epoch or recorder.batch else -1)
     shown = [recording.ProgressBar(config, epoch)] if progress else []
     evaluation, validation_data = [], dataset.test
     if _keras.replicas_of(model) == 1:
         evaluation = [recording.Evaluation(dataset.test, measures_of(config))]
         validation_data = None
+    chain = [*evaluation, *readers, *extra_callbacks, recorder, *shown]
     try:
         with recording.saved_at_sigterm(recorder), distribution.trained_in(devices):
-            model.fit(
-                dataset.train_from(epoch),
-                steps_per_epoch=dataset.steps_per_epoch * config.log_every,
-                initial_epoch=epoch // config.log_every,
-                epochs=config.epochs // config.log_every,
-                validation_data=validation_data,
-                callbacks=[
-                    *evaluation,
-                    *readers,
-                    *extra_callbacks,
-                    recorder,
-                    *shown,
-                ],
-                shuffle=False,
-                verbose=0,
-            )
+            place = epoch, recorder.batch
+            _fit(config, model, dataset, place, chain, validation_data)
     finally:
         # Ctrl-C skips on_train_end, and the terminal must get its cursor back.
         for bar in shown:
@@ -335,6 +326,41 @@ def _train(config, folder, strategy, progress, extra_callbacks):
         "strategy": strategy,
         "environment": _environment(revision),
     }
+
+
+def _fit(config, model, dataset, place, callbacks, validation_data):
+    """Trains from an epoch, and some batches after it, to the end."""
+    epoch, batch = place
+    periods, steps = config.epochs // config.log_every, dataset.steps_per_epoch
+    period, steps = epoch // config.log_every, steps * config.log_every
+    callbacks = recording.Callbacks(callbacks, model, epochs=periods, steps=steps)
+    fit = functools.partial(
+        model.fit,
+        validation_data=validation_data,
+        callbacks=callbacks,
+        shuffle=False,
+        verbose=0,
+    )
+    if batch:
+        # Keras makes them in the first step, and their sums are wanted before it.
+        _keras.symbolic_build(model, dataset.train_from(0).element_spec)
+        callbacks.skipped = batch
+        fit(
+            dataset.train_from(epoch, batch),
+            steps_per_epoch=steps - batch,
+            initial_epoch=period,
+            epochs=period + 1,
+        )
+        callbacks.skipped = 0
+        period += 1
+    if not batch or (period < periods and not model.stop_training):
+        fit(
+            dataset.train_from(period * config.log_every),
+            steps_per_epoch=steps,
+            initial_epoch=period,
+            epochs=periods,
+        )
+    callbacks.end()
 
 
 def _features(dataset):
