@@ -2,13 +2,18 @@
 
 import hashlib
 import itertools
+import subprocess
+import sys
 
 import keras
 import numpy as np
 import pytest
 
+from keras_fa import config as configuration
 from keras_fa import datasets
 from keras_fa.datasets import augmentation
+from keras_fa.lab import run as runs
+from keras_fa.lab import run_folder
 from tests import image_sets
 
 CHANGES = (
@@ -184,34 +189,72 @@ def test_what_no_stream_could_do_is_refused(path, options, message):
         load(path, **options)
 
 
-def test_a_run_on_an_augmented_stream_ends_the_same_when_it_is_resumed(path, tmp_path):
-    from keras_fa.lab import config as configuration
-    from keras_fa.lab import run as runs
-
+@pytest.mark.parametrize("memory_bytes", [0, 10**9])
+def test_a_run_goes_on_in_the_middle_of_an_epoch(path, tmp_path, memory_bytes):
     config = configuration.default_config()
     config.dataset.name = f"folder:{path}"
-    config.dataset.memory_bytes = 0
+    config.dataset.memory_bytes = memory_bytes
     config.dataset.augment = ("flip", {"name": "cutout", "length": 4})
     config.model.hidden_units = (8,)
+    config.optimizer.momentum = 0.9
     config.batch_size, config.epochs = 4, 3
+    config.checkpoint_every_seconds = 1e-9
+    config.instruments.ledger = True  # Single steps.
 
     class Killed(Exception):
         pass
 
     class Kill(keras.callbacks.Callback):
         def on_train_batch_end(self, batch, logs=None):
-            if self.model.optimizer.iterations >= 10:
+            if self.model.optimizer.iterations >= 11:
                 raise Killed
+
+    seen = []
+
+    class Seen(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            seen.append(batch)
+
+        def on_train_begin(self, logs=None):
+            seen.append("begin")
+
+        def on_train_end(self, logs=None):
+            seen.append("end")
 
     runs.run(config, tmp_path / "whole")
     with pytest.raises(Killed):
         runs.run(config, tmp_path / "killed", extra_callbacks=[Kill()])
-    runs.run(config, tmp_path / "killed")
-    whole, killed = (
-        runs.load_model(tmp_path / name).get_weights() for name in ("whole", "killed")
-    )
-    for one, other in zip(whole, killed, strict=True):
+    kept = sorted(tmp_path.glob("killed/checkpoints/*.index"))
+    assert [p.stem for p in kept] == ["epoch-2-batch-1", "epoch-2-batch-2"]
+    runs.run(config, tmp_path / "killed", extra_callbacks=[Seen()])
+    assert seen == ["begin", 2, 3, "end"]
+    ends = []
+    for name in ("whole", "killed"):
+        model = runs.load_model(tmp_path / name)
+        lines = run_folder.read_metrics(tmp_path / name)
+        assert all(0 <= line.pop("data_wait") <= 1 for line in lines[1:])
+        assert all(line.pop("seconds") >= 0 for line in lines)
+        assert all(line["bad_examples"] == 0 for line in lines[1:])
+        weights = [w.tobytes() for w in model.get_weights()]
+        ends.append(
+            (lines, weights, [np.asarray(v) for v in model.optimizer.variables])
+        )
+    assert ends[0][:2] == ends[1][:2]
+    for one, other in zip(ends[0][2], ends[1][2], strict=True):
         np.testing.assert_array_equal(one, other)
-    config.dataset.augment = ("mixup",)
-    with pytest.raises(ValueError, match="mixup makes targets"):
-        runs.run(config, tmp_path / "mixed")
+
+
+@pytest.mark.long
+@pytest.mark.processes
+def test_killed_at_random_batches_and_resumed_a_run_ends_the_same(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.killed_runs", str(tmp_path), "20"],
+        capture_output=True,
+        text=True,
+        timeout=1800,
+    )
+    lines = done.stdout.splitlines()
+    assert len(lines) == 20, done.stderr[-2000:]
+    assert all(line.endswith("same") for line in lines), lines
+    # Some after they had ended: the last batches are soon over.
+    assert sum(": -9" in line for line in lines) >= 15, lines
