@@ -1,7 +1,8 @@
-"""A small MobileNetV2 and a small ViT of Keras's layers, on ten classes of CIFAR-100.
+"""A small MobileNetV2, ViT and ResNet of Keras's layers, on ten classes of CIFAR-100.
 
-Source: Sandler et al. (2018) and Dosovitskiy et al. (2021) for the networks, made small
-    enough for a core; the audit's protocol is that of arXiv 2606.21126.
+Source: Sandler et al. (2018), Dosovitskiy et al. (2021) and He et al. (2016) for the
+    networks, made small enough for a core; the audit's protocol is that of
+    arXiv 2606.21126.
 Command: keras-fa sweep --grid=small_networks --workdir=runs/small_networks, then
     keras-fa reproduce --experiment=small_networks
 Expected: results/small_networks.csv; one run takes about a minute on one core.
@@ -44,6 +45,31 @@ def mobilenet(input_shape, num_classes):
     x = layers.GlobalAveragePooling2D()(conv_bn(x, "last", 48))
     outputs = layers.Dense(num_classes, name="head")(x)
     return keras.Model(inputs, outputs, name="mobilenet")
+
+
+def resnet(input_shape, num_classes):
+    """Basic blocks of 16, 32 and 48 channels, one each; 32 x 32 images end at 4 x 4."""
+
+    def conv_bn(x, name, filters, size=3, strides=1):
+        conv = {"padding": "same", "use_bias": False, "name": name}
+        x = layers.Conv2D(filters, size, strides, **conv)(x)
+        return layers.BatchNormalization(name=f"{name}_norm")(x)
+
+    inputs = keras.Input(input_shape)
+    x = layers.ReLU(name="stem_relu")(conv_bn(inputs, "stem", 16, strides=2))
+    for name, filters, strides in (
+        ("block_1", 16, 1),
+        ("block_2", 32, 2),
+        ("block_3", 48, 2),
+    ):
+        y = conv_bn(x, f"{name}_conv_1", filters, strides=strides)
+        y = layers.ReLU(name=f"{name}_relu_1")(y)
+        y = conv_bn(y, f"{name}_conv_2", filters)
+        if y.shape != x.shape:
+            x = conv_bn(x, f"{name}_shortcut", filters, 1, strides)
+        x = layers.ReLU(name=f"{name}_relu_2")(layers.Add(name=f"{name}_add")([x, y]))
+    outputs = layers.Dense(num_classes, name="head")(layers.GlobalAveragePooling2D()(x))
+    return keras.Model(inputs, outputs, name="resnet")
 
 
 def vit(input_shape, num_classes, width=48, blocks=3, heads=4, patch=8):
