@@ -107,23 +107,106 @@ def _of_one_shape(y_true, y_pred, name):
     return y_true, y_pred
 
 
+@keras.saving.register_keras_serializable(rules.PACKAGE)
+class SoftCrossEntropy(_Loss):
+    """Cross-entropy of the softmax of logits with targets that are mixtures of classes.
+
+    Targets are class ids, (batch,) or (batch, 1), or vectors over the classes, (batch,
+    classes), as mixup makes them; logits are (batch, classes).
+
+    Args:
+        label_smoothing: The part s of each target that goes to all classes alike, of
+            which there are K: (1 - s) t + s / K, Szegedy et al. (2016).
+
+    Raises:
+        ValueError: If `label_smoothing` is not in [0, 1).
+    """
+
+    def __init__(
+        self,
+        label_smoothing=0.0,
+        reduction="sum_over_batch_size",
+        name="soft_cross_entropy",
+        dtype=None,
+    ):
+        super().__init__(name=name, reduction=reduction, dtype=dtype)
+        if not 0 <= label_smoothing < 1:
+            raise ValueError(
+                f"label_smoothing must be in [0, 1). Received: {label_smoothing!r}."
+            )
+        self.label_smoothing = label_smoothing
+
+    def get_config(self):
+        return {**super().get_config(), "label_smoothing": self.label_smoothing}
+
+    def call(self, y_true, y_pred):
+        classes = y_pred.shape[-1]
+        targets = y_true
+        if not _are_vectors(y_true, y_pred):
+            ids = ops.reshape(ops.cast(y_true, "int32"), (-1,))
+            targets = ops.one_hot(ids, classes, dtype=y_pred.dtype)
+        share = self.label_smoothing
+        targets = (1 - share) * targets + share / classes
+        return ops.categorical_crossentropy(targets, y_pred, from_logits=True)
+
+
+def _are_vectors(y_true, y_pred):
+    return len(y_true.shape) == len(y_pred.shape) and y_true.shape[-1] != 1
+
+
+def _of_ids(measure):
+    """A measure that takes class ids, of vectors over the classes too."""
+
+    def of_either(y_true, y_pred):
+        if _are_vectors(y_true, y_pred):
+            y_true = ops.argmax(y_true, axis=-1)
+        return measure(y_true, y_pred)
+
+    return of_either
+
+
+def _top(k):
+    """The measure whether the class is among the k largest outputs."""
+
+    def is_among(y_true, y_pred):
+        # TensorFlow's kernel takes no other floats.
+        y_pred = ops.cast(y_pred, "float32")
+        return keras.metrics.sparse_top_k_categorical_accuracy(y_true, y_pred, k)
+
+    return is_among
+
+
 @register("loss", "cross_entropy")
-def _cross_entropy(dtype=None, **arguments):
-    loss = keras.losses.SparseCategoricalCrossentropy(
-        from_logits=True, dtype=dtype, **arguments
-    )
-    return loss, {"accuracy": keras.metrics.sparse_categorical_accuracy}
+def _cross_entropy(
+    dtype=None, label_smoothing=0.0, top_k=None, vectors=False, **arguments
+):
+    if label_smoothing or vectors:
+        loss = SoftCrossEntropy(label_smoothing, dtype=dtype, **arguments)
+    else:
+        loss = keras.losses.SparseCategoricalCrossentropy(
+            from_logits=True, dtype=dtype, **arguments
+        )
+    measures = {"accuracy": keras.metrics.sparse_categorical_accuracy}
+    if top_k is not None:
+        if not isinstance(top_k, int) or top_k < 1:
+            raise ValueError(f"top_k must be an integer from 1. Received: {top_k!r}.")
+        measures[f"top_{top_k}_accuracy"] = _top(top_k)
+    if vectors:
+        measures = {name: _of_ids(measure) for name, measure in measures.items()}
+    return loss, measures
 
 
 def get(name, dtype=None, **arguments):
     """A loss by the name that a configuration gives it, and what is measured with it.
 
     Args:
-        name: "cross_entropy" (softmax of logits, integer labels), "exponential",
-            "half_squared_error", the name of a Keras loss, a registered name or
-            "module:function". One's own is a loss, a class of losses, a function
-            (y_true, y_pred), or a function that returns a loss and what is to be
-            measured with it, as below.
+        name: "cross_entropy" (softmax of logits, integer labels; with `label_smoothing`
+            in [0, 1), with `top_k` the share of examples whose class is among the k
+            largest outputs is measured too, with `vectors` targets may be vectors over
+            the classes), "exponential", "half_squared_error", the name of a Keras loss,
+            a registered name or "module:function". One's own is a loss, a class of
+            losses, a function (y_true, y_pred), or a function that returns a loss and
+            what is to be measured with it, as below.
         dtype: What the loss is computed in. Keras takes float32 unless told otherwise,
             in a float64 model too; so do its own losses by name.
         **arguments: Of the loss.

@@ -67,3 +67,17 @@ def tfds_set(path, file_format="tfrecord", name="bugs", label=True, train=14, te
     builder = Builder(data_dir=path, file_format=file_format)
     builder.download_and_prepare()
     return path
+
+
+def imagenet_like(path, classes=6, train=8, test=2, sizes=(300, 500)):
+    """Class folders of JPEGs of many sizes, as ImageNet's, the names its synsets'."""
+    draw, seed = np.random.default_rng(0), 0
+    for split, count in (("train", train), ("val", test)):
+        for number in range(classes):
+            into = path / split / f"n{number:08d}"
+            into.mkdir(parents=True, exist_ok=True)
+            for image in range(count):
+                seed += 1
+                size = tuple(int(n) for n in draw.integers(*sizes, 2, endpoint=True))
+                (into / f"{image:05d}.JPEG").write_bytes(encoded(seed, size, "jpg"))
+    return path

@@ -134,3 +134,29 @@ def test_a_loss_comes_back_from_its_configuration(loss):
     made = loss(reduction="none", name="own", dtype="float64")
     again = loss.from_config(made.get_config())
     assert (again.reduction, again.name, again.dtype) == ("none", "own", "float64")
+
+
+def test_cross_entropy_with_mixed_targets_and_smoothing():
+    random = np.random.default_rng(0)
+    logits, ids = random.normal(size=(6, 4)), random.integers(0, 4, 6)
+    vectors = random.dirichlet(np.ones(4), 6)
+    softmax = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    loss, measures = losses.get(
+        "cross_entropy", "float64", label_smoothing=0.1, top_k=2, vectors=True
+    )
+    for given, targets in ((ids, np.eye(4)[ids]), (vectors, vectors)):
+        smooth = 0.9 * targets + 0.1 / 4
+        expected = -(smooth * np.log(softmax)).sum(-1).mean()
+        found = keras.ops.convert_to_numpy(loss(given, logits))
+        np.testing.assert_allclose(found, expected, rtol=1e-12)
+        best = np.argsort(-logits, axis=-1)
+        right = best == targets.argmax(-1)[:, None]
+        for name, k in (("accuracy", 1), ("top_2_accuracy", 2)):
+            found = keras.ops.convert_to_numpy(measures[name](given, logits))
+            np.testing.assert_array_equal(found, right[:, :k].any(-1))
+    for wrong in ({"label_smoothing": 1.0}, {"top_k": 0}):
+        with pytest.raises(ValueError, match=f"{next(iter(wrong))} must be"):
+            losses.get("cross_entropy", **wrong)
+    plain, measures = losses.get("cross_entropy")
+    assert isinstance(plain, keras.losses.SparseCategoricalCrossentropy)
+    assert measures.keys() == {"accuracy"}

@@ -244,6 +244,36 @@ def test_a_run_goes_on_in_the_middle_of_an_epoch(path, tmp_path, memory_bytes):
         np.testing.assert_array_equal(one, other)
 
 
+def test_a_run_with_mixup_a_cosine_and_a_second_accuracy(path, tmp_path):
+    config = configuration.default_config()
+    config.dataset.name, config.dataset.memory_bytes = f"folder:{path}", 0
+    config.dataset.augment = ("flip", "mixup")
+    config.model.hidden_units = (8,)
+    config.loss = {"name": "cross_entropy", "label_smoothing": 0.1, "top_k": 2}
+    config.optimizer.learning_rate = 0.4
+    config.schedule.cosine, config.schedule.warmup = True, 1
+    config.batch_size, config.epochs = 4, 3
+    rates = []
+
+    class Rates(keras.callbacks.Callback):
+        def on_train_begin(self, logs=None):
+            rates.extend(
+                float(self.model.optimizer._learning_rate(n)) for n in range(12)
+            )
+
+    runs.run(config, tmp_path / "run", extra_callbacks=[Rates()])
+    fall = 0.2 * (1 + np.cos(np.pi * np.arange(8) / 8))
+    np.testing.assert_allclose(rates, [0, 0.1, 0.2, 0.3, *fall], atol=1e-7)
+    lines = run_folder.read_metrics(tmp_path / "run")
+    flows = [0.0, *np.cumsum(rates)[3::4]]
+    assert [line["flow_time"] for line in lines] == pytest.approx(flows, rel=1e-6)
+    # Of two classes both are among the best two.
+    assert lines[-1]["top_2_accuracy"] == lines[-1]["val_top_2_accuracy"] == 1
+    config.loss = "sparse_categorical_crossentropy"
+    with pytest.raises(ValueError, match="vectors, which cross_entropy takes"):
+        runs.run(config, tmp_path / "other")
+
+
 @pytest.mark.long
 @pytest.mark.processes
 def test_killed_at_random_batches_and_resumed_a_run_ends_the_same(tmp_path):

@@ -137,10 +137,10 @@ def load(config):
         )
     changes = [named(change) for change in arguments.pop("augment", ())]
     if changes:
-        if "mixup" in [change for change, _ in changes]:
+        if _mixes(config) and named(config.loss)[0] != "cross_entropy":
             raise ValueError(
-                "config.dataset.augment: mixup makes targets that are vectors, and a "
-                "run's losses and measures take class ids. Use it with `fit`."
+                "config.dataset.augment: mixup makes targets that are vectors, which "
+                f"cross_entropy takes. Received: config.loss={config.loss!r}."
             )
         arguments["augment"] = [{"name": n, **given} for n, given in changes]
     with _field("config.dtype"):
@@ -281,9 +281,17 @@ def _network(config, dataset, rule):
     return model
 
 
+def _mixes(config):
+    """Whether training targets are vectors over the classes."""
+    changes = config.dataset.get("augment") or ()
+    return "mixup" in [named(change)[0] for change in changes]
+
+
 def _loss(config, dtype):
     with _field("config.loss"):
         name, arguments = named(config.loss)
+        if _mixes(config):
+            arguments["vectors"] = True
         return losses.get(name, dtype, **arguments)
 
 
@@ -318,6 +326,14 @@ def _optimizer(config, model, steps_per_epoch):
             # Keras keeps the old value at the boundary step itself.
             [epoch * steps_per_epoch - 1 for epoch in config.schedule.boundaries],
             [rate * factor for factor in (1.0, *config.schedule.factors)],
+        )
+    elif config.schedule.get("cosine"):
+        warmup = config.schedule.warmup * steps_per_epoch
+        arguments["learning_rate"] = keras.optimizers.schedules.CosineDecay(
+            0.0 if warmup else arguments["learning_rate"],
+            config.epochs * steps_per_epoch - warmup,
+            warmup_target=arguments["learning_rate"] if warmup else None,
+            warmup_steps=warmup,
         )
     with _field("config.optimizer"):
         optimizer_class = optimizers.get(name)

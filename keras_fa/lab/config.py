@@ -50,7 +50,8 @@ def default_config():
           `initializer` may have the names of the model's. A table of name patterns
           gives each layer its own: `{"conv*": "sign_fa", "*": "fa"}`.
         - `loss`: A name or a section of name and arguments: "cross_entropy" (softmax,
-          integer labels), "exponential" (labels -1 and 1), "half_squared_error"
+          integer labels; its arguments `label_smoothing` and `top_k`, the k of a
+          further accuracy), "exponential" (labels -1 and 1), "half_squared_error"
           (summed), a Keras loss, or a function (y_true, y_pred) of one's own.
         - `optimizer`: `name`: "sgd" is `keras_fa.optimizers.TorchSGD`, any other that
           of a Keras optimizer; `learning_rate`, `momentum`, `weight_decay` (coupled for
@@ -58,7 +59,8 @@ def default_config():
           `weight_decay_layers`, the names of the only layers to decay (none: all), and
           `weight_decay_epochs`, after which it ends (None: never).
         - `schedule`: From epoch `boundaries[i]` on the learning rate is the initial one
-          times `factors[i]`.
+          times `factors[i]`. Or, with `cosine`, it falls along half a cosine to 0 at
+          the end, after it has risen from 0 in a line for the first `warmup` epochs.
         - `epochs`: How many.
         - `batch_size`: Examples a step; None is the full batch.
         - `drop_last`: Whether to leave out a last partial batch.
@@ -117,7 +119,9 @@ def default_config():
             "weight_decay_epochs": placeholder(int),
         }
     )
-    config.schedule = ConfigDict({"boundaries": (), "factors": ()})
+    config.schedule = ConfigDict(
+        {"boundaries": (), "factors": (), "cosine": False, "warmup": 0}
+    )
     config.epochs = 1
     config.batch_size = placeholder(int)
     config.drop_last = False
@@ -245,6 +249,14 @@ def check(config):
             "config.schedule needs increasing boundaries (epochs) and one factor for "
             f"each. Received boundaries={tuple(boundaries)}, factors={tuple(factors)}."
         )
+    cosine, warmup = config.schedule.cosine, config.schedule.warmup
+    if (cosine and boundaries) or (warmup and not cosine) or warmup >= config.epochs:
+        raise ValueError(
+            "config.schedule has either boundaries or cosine, and warmup with cosine "
+            "alone, of fewer epochs than config.epochs. Received: boundaries="
+            f"{tuple(boundaries)}, cosine={cosine}, warmup={warmup}, "
+            f"epochs={config.epochs}."
+        )
     for field in NAMED:
         try:
             named(config[field])
@@ -265,6 +277,7 @@ def _check_numbers(config):
         "seed": (config.seed, 0, math.inf),
         "checkpoint_every_seconds": (config.checkpoint_every_seconds, 0, math.inf),
         "batch_size": (config.batch_size, 1, math.inf),
+        "schedule.warmup": (config.schedule.warmup, 0, math.inf),
         "instruments.probe_size": (config.instruments.probe_size, 1, math.inf),
         "optimizer.weight_decay_epochs": (
             config.optimizer.weight_decay_epochs,

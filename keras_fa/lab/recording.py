@@ -355,6 +355,13 @@ def saved_at_sigterm(recorder):
 
 def _flow_time(config, epoch, steps_per_epoch):
     """The sum of the learning rates of all steps so far: the time t of the flow."""
+    if config.schedule.get("cosine"):
+        steps = np.arange(epoch * steps_per_epoch)
+        warmup = config.schedule.warmup * steps_per_epoch
+        rest = (steps - warmup) / (config.epochs * steps_per_epoch - warmup)
+        fall = 0.5 * (1 + np.cos(np.pi * np.clip(rest, 0, 1)))
+        share = np.where(steps < warmup, steps / max(warmup, 1), fall)
+        return float(config.optimizer.learning_rate * share.sum())
     edges = [0, *config.schedule.boundaries, math.inf]
     factors = [1.0, *config.schedule.factors]
     epochs = sum(
