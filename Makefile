@@ -7,7 +7,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 WORKDIR ?= runs/digits
 
-.PHONY: train test docs unit test-jax test-torch test-jax-runs long lint clean
+.PHONY: train test docs notebooks unit test-jax test-torch test-jax-runs long lint clean
 
 train: .venv/ready
 	@$(BIN)/python trainers/train.py --config=configs/digits.py --workdir=$(WORKDIR) \
@@ -20,6 +20,10 @@ docs: .venv/docs
 	TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet \
 		-d build/doctrees docs build/site
 	@echo The site is in build/site/index.html.
+
+# Each notebook of docs/learn in a process of its own, with its time.
+notebooks: .venv/docs
+	$(BIN)/python -m pytest --long -m notebooks -s tests/test_notebooks.py
 
 unit: .venv/ready
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
