@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import pathlib
 import subprocess
 import sys
 
@@ -10,7 +11,10 @@ import numpy as np
 import pytest
 
 from keras_fa.lab import run_folder
+from keras_fa.lab.config import default_config
 from keras_fa.lab.run_folder import RunFolder, RunFolderBusyError, RunFolderError
+
+ROOT = pathlib.Path(__file__).parents[1]
 
 
 def test_round_trip(tmp_path):
@@ -394,3 +398,25 @@ def test_a_field_that_came_later_changes_nothing_at_its_default(tmp_path):
     assert run_folder.read_config(path) == now
     with pytest.raises(RunFolderError, match=r"_seconds: .*, 60.0 given"):
         RunFolder(path, {**now, "checkpoint_every_seconds": 60.0}).__enter__()
+
+
+def _with_defaults(config, defaults):
+    """A stored configuration as the code of today would write it."""
+    new = {key: value for key, value in defaults.items() if key not in config}
+    for key in ("dataset", "schedule", "instruments"):
+        config = {**config, key: {**defaults[key], **config[key]}}
+    return {**config, **new}
+
+
+def test_what_is_stored_keeps_its_identity():
+    """Else a new field, left at its default, would have every cell run again."""
+    defaults = default_config().to_dict()
+    lines = [
+        json.loads(line)
+        for path in (ROOT / "results" / "cells").glob("*.jsonl")
+        for line in path.read_text().splitlines()
+    ]
+    assert len(lines) > 60
+    for one in lines:
+        now = _with_defaults(one["config"], defaults)
+        assert run_folder.identity(now) == one["identity"], one["cell"]

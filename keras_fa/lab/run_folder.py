@@ -483,6 +483,8 @@ _LATER = (
     ("dataset", "on_bad_example", None),
     ("dataset", "threads", None),
     ("dataset", "workers", None),
+    ("schedule", "cosine", False),
+    ("schedule", "warmup", 0),
     ("checkpoint_every_seconds", 0.0),
     (_BACKEND, "tensorflow"),
 )
