@@ -1,5 +1,6 @@
 """The papers' tables from run folders whose numbers are known."""
 
+import ast
 import json
 import math
 import pathlib
@@ -30,6 +31,7 @@ from keras_fa.papers import (
     report,
     sections,
     song,
+    standing,
     theory,
 )
 
@@ -577,3 +579,34 @@ def test_audits_stand_beside_their_own_baselines(tmp_path, monkeypatch):
         "DFA at blocks: depth adds nothing, as published": True,
     }
     assert len(told.figures) == 2 and all(f.exists() for f in told.figures.values())
+
+
+def test_the_standing_table(tmp_path):
+    """Means over seeds, and commands that name the one cell that they run again."""
+    cells = ROOT / "results" / "cells" / "small_networks.jsonl"
+    runs = sections.read_runs(tmp_path, cells)
+    told = section("zoo")
+    standing.standing(told, runs, tmp_path)
+    table = told.data["zoo.csv"]
+    # Five rules, two networks, three seeds; what has a frozen part is left out.
+    assert len(runs) == 36 and len(table) == 30
+    records = [json.loads(line) for line in cells.read_text().splitlines()]
+    named = "name=small_networks_vit,rule=fa,frozen=none"
+    scores = [
+        100 * one["summary"]["final"]["val_accuracy"]
+        for one in records
+        if one["cell"].endswith(named)
+    ]
+    shown = next(iter(told.tables.values()))
+    row = shown[(shown["network"] == "vit") & (shown["method"] == "FA")].iloc[0]
+    mean, error = row["test accuracy, %"].split(" ± ")
+    assert float(mean) == pytest.approx(np.mean(scores), abs=0.05)
+    assert float(error) == pytest.approx(np.std(scores, ddof=1) / 3**0.5, rel=0.05)
+    assert row["seeds"] == 3
+    plan = plans.read_plan("grid", ROOT / "configs" / "grids" / "small_networks.py")
+    for one in table.iloc[[0, 17, 29]].itertuples():
+        axes = plan["axes"]
+        for field, values in re.findall(r'--axis="([\w.]+)=(.*?)"', one.command):
+            axes = sweeps.narrow(axes, field, ast.literal_eval(values))
+        (cell,) = sweeps.cells(plan["config"], axes, named_by=plan["axes"])
+        assert run_folder.identity(cell.config.to_dict()) == one.identity

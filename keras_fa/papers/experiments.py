@@ -13,6 +13,7 @@ from keras_fa.papers import (
     precision,
     printed,
     song,
+    standing,
     theorems,
 )
 
@@ -352,6 +353,13 @@ EXPERIMENTS = {
             "figures/small_networks_mobilenet_0.png",
             "figures/small_networks_vit_0.png",
         ),
+    ),
+    "zoo": Experiment(
+        "zoo",
+        "The standing table: five small networks under six rules",
+        "none",
+        (standing.standing,),
+        beside=("small_networks",),
     ),
     "precision": Experiment(
         "precision",
