@@ -179,6 +179,7 @@ def test_two_replicas_train_as_one_device(rule, mirrored):
         np.testing.assert_array_equal(*replicas)
     assert two.optimizer.iterations == 20
     for actual, expected in zip(two.variables, one.variables, strict=True):
+        # Measured: 1.9e-6 under drtp, 2.4e-7 under the others.
         np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5)
     assert np.abs(one.get_layer("first").kernel - start[0]).max() > 0.01
 
