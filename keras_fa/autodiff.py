@@ -69,6 +69,31 @@ def in_float64():
     return _in_float64()
 
 
+def goes_back(inputs):
+    """Whether an error may be asked for at a tensor, as far as it is known yet."""
+    return _goes_back(inputs)
+
+
+def swapped(op, inputs, kernel, backward_kernel):
+    """`op(inputs, kernel)`, its input gradient taken with another kernel, at one price.
+
+    PyTorch alone pays for a product of which only the gradient is used. There the
+    kernel that the product saved for its backward pass is exchanged, if it is known
+    that nothing but the input gradient will see it: the product saved a view of the
+    kernel once, and besides only what was made of the inputs.
+
+    Args:
+        op: Function of (inputs, kernel), linear in each of them.
+        inputs: Tensor.
+        kernel: Tensor or variable.
+        backward_kernel: Of the kernel's shape and dtype.
+
+    Returns:
+        The result, or None where it must be had by another way.
+    """
+    return _swapped(op, inputs, kernel, backward_kernel)
+
+
 if BACKEND == "tensorflow":
     import tensorflow as tf
 
@@ -95,6 +120,12 @@ if BACKEND == "tensorflow":
     _array = np.asarray
 
     _undrawn = _in_float64 = contextlib.nullcontext
+
+    def _goes_back(inputs):
+        return True
+
+    def _swapped(op, inputs, kernel, backward_kernel):
+        return None
 
 elif BACKEND == "jax":
     import jax
@@ -190,6 +221,12 @@ elif BACKEND == "jax":
     def _in_float64():
         return jax.enable_x64(True)
 
+    def _goes_back(inputs):
+        return True
+
+    def _swapped(op, inputs, kernel, backward_kernel):
+        return None
+
 elif BACKEND == "torch":
     import torch
 
@@ -227,6 +264,102 @@ elif BACKEND == "torch":
         return np.asarray(value.detach().cpu() if torch.is_tensor(value) else value)
 
     _undrawn, _in_float64 = torch.random.fork_rng, contextlib.nullcontext
+
+    # The products, by code and shapes, that saved something else: not tried again.
+    _unfit = set()
+
+    def _goes_back(inputs):
+        return not torch.is_tensor(inputs) or (
+            torch.is_grad_enabled() and inputs.requires_grad
+        )
+
+    def _swapped(op, inputs, kernel, backward_kernel):
+        if not torch.is_tensor(inputs) or torch.compiler.is_compiling():
+            return None
+        weights = keras.ops.convert_to_tensor(kernel)
+        if not _goes_back(inputs):
+            return op(inputs, weights)
+        function = getattr(op, "__func__", op)
+        code = getattr(function, "__code__", function)
+        product = code, inputs.shape[1:], weights.shape, inputs.device.type
+        if not weights.requires_grad or product in _unfit:
+            return None
+        feedback = keras.ops.convert_to_tensor(backward_kernel).detach()
+        if weights.ndim > 2:
+            # Keras's convolutions would copy any other layout.
+            weights, feedback = map(_output_first, (weights, feedback))
+        if _form(weights) != _form(feedback):
+            return None
+        exchange = _Exchange(inputs, weights, feedback)
+        try:
+            with torch.autograd.graph.saved_tensors_hooks(exchange.pack, _unpacked):
+                output = op(inputs, weights)
+        except RuntimeError:
+            # PyTorch's function transforms take no hooks; and what fails without them
+            # too fails by the other way.
+            return None
+        if exchange.is_right():
+            return output
+        _unfit.add(product)
+        return None
+
+    def _output_first(kernel):
+        return kernel.movedim(-1, 0).contiguous().movedim(0, -1)
+
+    def _form(tensor):
+        return tensor.shape, tensor.stride(), tensor.dtype, tensor.device
+
+    class _Exchange:
+        """Puts B in place of W among the tensors that a product saves, and counts."""
+
+        def __init__(self, inputs, kernel, feedback):
+            self._inputs, self._kernel, self._feedback = inputs, kernel, feedback
+            self._count, self._others = 0, []
+
+        def pack(self, tensor):
+            if not _share_memory(tensor, self._kernel):
+                self._others.append(tensor)
+                return tensor, None, None
+            self._count += 1
+            offset = tensor.storage_offset() - self._kernel.storage_offset()
+            view = self._feedback.as_strided(
+                tensor.size(), tensor.stride(), offset + self._feedback.storage_offset()
+            )
+            return view, self._feedback, self._feedback._version
+
+        def is_right(self):
+            return self._count == 1 and all(map(self._is_of_inputs, self._others))
+
+        def _is_of_inputs(self, tensor):
+            """Whether a tensor was made of the inputs, and of nothing else."""
+            if _share_memory(tensor, self._inputs):
+                return True
+            if tensor.grad_fn is None:
+                return False
+            end = torch.autograd.graph.get_gradient_edge(self._inputs).node
+            nodes = [tensor.grad_fn]
+            for node in nodes:
+                if node is end:
+                    continue
+                before = [n for n, _ in node.next_functions if n is not None]
+                # More than what reshapes or pads the inputs is not looked into.
+                if not before or len(nodes) > 20:
+                    return False
+                nodes += before
+            return True
+
+    def _share_memory(one, other):
+        places = [tensor.untyped_storage().data_ptr() for tensor in (one, other)]
+        return places[0] == places[1] != 0
+
+    def _unpacked(saved):
+        tensor, feedback, version = saved
+        if feedback is not None and feedback._version != version:
+            raise RuntimeError(
+                "The feedback kernel was changed in place between the forward pass and "
+                "the backward pass, which needs it as it was."
+            )
+        return tensor
 
 else:
     raise ImportError(

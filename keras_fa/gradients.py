@@ -10,7 +10,8 @@ function returns ``op(x, W)``; backward it hands the incoming error to two branc
 ``op(x, stop_gradient(B))``, which yields the input gradient. Automatic differentiation
 does the rest, so the same few lines serve dense layers and convolutions of any rank,
 stride, padding, dilation and grouping, on any Keras backend. The second forward
-product has no consumer: compiled graphs drop it, only eager mode pays for it.
+product has no consumer: compiled graphs drop it, eager mode pays for it, and PyTorch is
+spared it by `autodiff.swapped`.
 
 The gradients that come out are those of first order, and no more can be had: a second
 derivative would have to differentiate the *update*, in which B is a constant, and
@@ -21,7 +22,7 @@ It is refused, and so is forward mode, which is made of two backward passes.
 import keras
 from keras import ops
 
-from keras_fa import _keras
+from keras_fa import _keras, autodiff
 
 
 @_keras.custom_gradient
@@ -42,6 +43,16 @@ def _first_order(error):
 
 
 # On the TensorFlow backend keras.ops.custom_gradient is tf.custom_gradient.
+@_keras.custom_gradient
+def _once(output):
+    """Returns its argument, which can be differentiated once."""
+
+    def backward(*args, upstream=None):
+        return _first_order(args[0] if upstream is None else upstream)
+
+    return output, backward
+
+
 @_keras.custom_gradient
 def _fan_out(output, feedback_output):
     """Returns `output`; backward, gives both arguments the incoming error."""
@@ -95,6 +106,10 @@ def linear(op, inputs, kernel, backward_kernel, mix=None):
     """
     if backward_kernel is kernel:
         return op(inputs, kernel)
+    if backward_kernel is not None and mix is None:
+        output = autodiff.swapped(op, inputs, kernel, backward_kernel)
+        if output is not None:
+            return _once(output)
     # Only results of operations reach the custom gradient, never a variable, for which
     # TensorFlow would ask through a `variables` argument.
     output = op(ops.stop_gradient(inputs), kernel)

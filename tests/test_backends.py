@@ -204,6 +204,14 @@ def test_a_model_trains_is_saved_and_trains_on(rule, tmp_path):
         np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.skipif(BACKEND != "torch", reason="the device meta is PyTorch's")
+def test_a_network_is_on_the_device_asked_for():
+    with keras.device("meta"):
+        model = models.lenet((18, 18, 2), 3, "fa")
+        assert {v.value.device.type for v in model.variables} == {"meta"}
+        assert model(ops.ones((2, 18, 18, 2))).device.type == "meta"
+
+
 @pytest.mark.parametrize("rule", ["fa", "sign_fa", "ada_fa"])
 def test_a_stock_model_is_converted_and_back(rule):
     stock = keras.Sequential(

@@ -5,6 +5,8 @@ import math
 import keras
 import numpy as np
 import pytest
+from backends import BACKEND
+from helpers import standing
 from keras import layers, ops
 
 from keras_fa import analysis, rules
@@ -240,8 +242,16 @@ RULES = {
 }
 
 
-@pytest.mark.parametrize("data", [orthogonally_separable, nearly_orthogonal])
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize(
+    ("rule", "data"),
+    [
+        # Elsewhere a cell of each row and column.
+        standing("fa", orthogonally_separable, stands=True),
+        standing("sign_fa", orthogonally_separable, stands=BACKEND == "tensorflow"),
+        standing("fa", nearly_orthogonal, stands=BACKEND == "tensorflow"),
+        standing("sign_fa", nearly_orthogonal, stands=True),
+    ],
+)
 def test_proposition_5_7(rule, data):
     """Dominance with beta = 2, the loss under its bound, and w2 > 0, all through."""
     x, y = data(np.random.default_rng(4))

@@ -14,6 +14,7 @@ import rich.console
 from backends import array
 from test_experiment import ROOT, TRAIN, _Network, digits, lines
 
+import keras_fa
 from keras_fa import distribution, experiment, sweeps, tuning
 from keras_fa.lab import run_folder
 from keras_fa.lab.checkpoints import CheckpointError, Checkpoints
@@ -103,6 +104,14 @@ def test_two_devices_equal_one(tmp_path):
             assert right[key] == pytest.approx(left[key], rel=1e-5, abs=1e-5), key
     # The run is one of JAX, however many devices computed it.
     assert len(experiment.load_model(tmp_path / "mirrored").get_weights()) == 6
+
+
+def test_a_network_is_on_the_device_asked_for():
+    with keras.device("cpu:1"):
+        model = keras_fa.models.lenet((18, 18, 2), 3, "fa")
+        assert {str(v.value.device) for v in model.variables} == {"cpu:1"}
+        outputs = model(keras.ops.ones((2, 18, 18, 2)))
+    assert str(outputs.device) == "cpu:1"
 
 
 @pytest.mark.parametrize(

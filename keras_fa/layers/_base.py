@@ -7,7 +7,7 @@ from typing import NamedTuple
 import keras
 from keras import ops
 
-from keras_fa import _keras, gradients, rules
+from keras_fa import _keras, autodiff, gradients, rules
 
 # Which layers of the calls now under way have had a product pass through their rule.
 _calls = threading.local()
@@ -217,16 +217,19 @@ class FeedbackMixin:
             `op(inputs, kernel)`.
         """
         self._mark_as_routed()
-        return gradients.linear(op, inputs, *self._pair(index, kernel))
+        pair = self._pair(index, kernel, autodiff.goes_back(inputs))
+        return gradients.linear(op, inputs, *pair)
 
-    def _pair(self, index, kernel=None):
+    def _pair(self, index, kernel=None, goes_back=True):
         """One reading of W, and the B that belongs to it: `(W, K, M)`, B = K M.
 
-        M is None where B is no product.
+        M is None where B is no product, and K where no error goes back.
         """
         kernel, stored = self._read(index, kernel)
         rule = self._rule_of(index)
-        factors = rule.factors(kernel, **stored) if self.ends_in_outputs else None
+        factors = None if goes_back else (None, None)
+        if goes_back and self.ends_in_outputs:
+            factors = rule.factors(kernel, **stored)
         if factors is None:
             factors = rule.backward_kernel(kernel, **stored), None
         if self._rule.learns:

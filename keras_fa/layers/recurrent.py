@@ -54,9 +54,9 @@ class _FeedbackCell(FeedbackMixin):
         finally:
             del loops[id(self)]
 
-    def _pair(self, index, kernel=None):
+    def _pair(self, index, kernel=None, goes_back=True):
         pairs = getattr(_held, "pairs", {}).get(id(self))
-        return pairs[index] if pairs else super()._pair(index, kernel)
+        return pairs[index] if pairs else super()._pair(index, kernel, goes_back)
 
     def _masks(self, training, inputs, hidden):
         """The dropout masks of inputs and state, each None where there is none."""
