@@ -7,7 +7,7 @@ Source: Xiao et al. (2019), arXiv 1811.03567, and Moskovitz et al. (2018), arXiv
 Command: python trainers/train.py --config=configs/imagenet_resnet18.py --workdir=DIR
     Own folder of train/CLASS and val/CLASS: --config.dataset.name=folder:PATH
     Backpropagation: --config.rule=backprop
-Expected: not run: it takes days on one GPU. A stand-in of its layout runs to the end.
+Expected: not run: it takes days on one GPU.
 
 ImageNet is prepared by TFDS from the archives, which one fetches by hand. Choices of
 our own: 90 epochs in batches of 256, a cosine schedule with warm-up, the last layer

@@ -119,6 +119,7 @@ ROOMS = (
     "papers.noisy_mnist",
     "papers.precision",
     "papers.song",
+    "papers.standing",
     "papers.theorems",
     "papers.experiments",
     "papers.claims",

@@ -3,7 +3,8 @@ r"""The standing table: five small networks under six rules.
 Source: none; 784-100-10 on MNIST, and LeNet, a ResNet, a MobileNetV2 and a ViT on ten
     classes of CIFAR-100. The last two under all rules but direct feedback are cells of
     configs/grids/small_networks.py, and are not run again.
-Command: keras-fa sweep --grid=zoo --workdir=runs/zoo --jobs=2
+Command: python trainers/sweep.py --grid=configs/grids/zoo.py \
+             --workdir=runs/zoo --jobs=2
 Expected: 57 cells of about half a minute on one core, more for the ResNet.
 
 Every cell has Adam at a rate of 1e-3 and batches of 64: nothing was tuned. The ViT is

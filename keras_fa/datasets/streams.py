@@ -58,6 +58,7 @@ class Loading:
         """The batches of a source `Batches`, in order, made ahead."""
         with extra("streaming"):
             import grain
+            from absl import flags
 
         threads = self.threads or len(os.sched_getaffinity(0))
         options = grain.ReadOptions(
@@ -65,6 +66,9 @@ class Loading:
         )
         stream = grain.MapDataset.source(source).to_iter_dataset(options)
         if self.workers:
+            if not flags.FLAGS.is_parsed():
+                # Grain asks for a flag of its own, in programs without flags too.
+                flags.FLAGS.mark_as_parsed()
             stream = stream.mp_prefetch(
                 grain.MultiprocessingOptions(
                     num_workers=self.workers, per_worker_buffer_size=2
