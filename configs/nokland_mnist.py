@@ -3,7 +3,8 @@ r"""784-800-800-10 tanh network on MNIST under direct feedback, from zero weight
 Source: Nokland (2016), arXiv 1609.01596: 1.45% of the test images wrong with dropout;
     protocol and feedback from the author's published code.
 Command: python trainers/train.py --config=configs/nokland_mnist.py --workdir=DIR
-Expected: the paper has 1.45% of the test images wrong. Not run to its end yet.
+Expected: the paper has 1.45% of the test images wrong. Here 1.74% over three
+    seeds.
 
 Inputs within [0, 1], a tenth of them dropped; half of the hidden units dropped;
 sigmoid outputs with cross-entropy; all weights zero at the start (for a rule that

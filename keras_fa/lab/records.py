@@ -51,7 +51,13 @@ def record(folder, name, measures=()):
     log = run_folder.read_frame(folder)
     rows = sorted({round(i * (len(log) - 1) / (_LINES - 1)) for i in range(_LINES)})
     columns = [c for c in log.columns if not c.startswith(_LEFT_OUT)]
-    thinned = {c: [_short(v) for v in log[c].iloc[rows].tolist()] for c in columns}
+    # The ends in full: tables take the difference of potentials, which is small.
+    thinned = {}
+    for column in columns:
+        values = log[column].iloc[rows].tolist()
+        thinned[column] = (
+            values[:1] + [_short(v) for v in values[1:-1]] + values[1:][-1:]
+        )
     return {
         "cell": name,
         "identity": run_folder.identity(config),
