@@ -34,7 +34,7 @@ def ssh(tmp_path, monkeypatch):
     """The example of the page, with an ssh that goes nowhere."""
     program(tmp_path, "ssh", 'shift; exec sh -c "$*"')
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    page = (ROOT / "docs" / "cluster.md").read_text()
+    page = (ROOT / "docs" / "howto" / "cluster.md").read_text()
     [block] = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     names = {}
     exec(compile(block, "cluster.md", "exec"), names)

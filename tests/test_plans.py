@@ -196,7 +196,7 @@ def test_a_field_is_set_from_a_command_line(field, text, value):
         ("schedule.a.b", "1", r"there is no section 'schedule\.a'\. Sections: none"),
         ("dataset./etc/x", "1", r"the names of fields are words"),
         ("model.a b", "1", r"the names of fields are words"),
-        ("schedule", "3", r"is a section: set one of its fields, boundaries, factors"),
+        ("schedule", "3", r"is a section: set one of its fields, boundaries, cosine"),
     ],
 )
 def test_a_wrong_field_is_refused(field, text, match):
