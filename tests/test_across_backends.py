@@ -65,4 +65,8 @@ def test_gradient_alignment_of_resnet18_is_one_on_all(written):
     for other in readings[1:]:
         assert other.keys() == readings[0].keys()
         for name, reading in readings[0].items():
-            np.testing.assert_allclose(other[name], reading, rtol=1e-3, err_msg=name)
+            # A cosine is of the order 1. Measured: 1.8e-7 where it is 1.4e-4, and
+            # 8.4e-4 of the others and the norms at most.
+            np.testing.assert_allclose(
+                other[name], reading, rtol=1e-3, atol=1e-5, err_msg=name
+            )
