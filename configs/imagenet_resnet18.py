@@ -11,7 +11,7 @@ Expected: not run: it takes days on one GPU.
 
 ImageNet is prepared by TFDS from the archives, which one fetches by hand. Choices of
 our own: 90 epochs in batches of 256, a cosine schedule with warm-up, the last layer
-under backpropagation, as its error is the output's own under any rule.
+under backpropagation.
 """
 
 from keras_fa.config import default_config

@@ -6,7 +6,6 @@ Nothing here measures. `Watch` shows what the callbacks before it put into the l
 
 import fnmatch
 import importlib
-import io
 import shutil
 import sys
 import time
@@ -179,8 +178,8 @@ class _Figure:
 
     def __init__(self, display):
         with extra("figures"):
-            import matplotlib.figure
-        self._canvas = matplotlib.figure.Figure
+            from keras_fa import _canvas
+        self._figure = _canvas.Figure
         self._display = display
         self._handle = None
         self._pace = _Pace()
@@ -205,7 +204,7 @@ class _Figure:
             self._draw(curves)
 
     def _draw(self, curves):
-        figure = self._canvas(figsize=(7, 3), layout="constrained")
+        figure = self._figure(figsize=(7, 3), layout="constrained")
         axis = figure.subplots()
         for key, (steps, values) in curves.items():
             axis.plot(steps, values, label=key, marker="o" if len(steps) == 1 else None)
@@ -215,13 +214,10 @@ class _Figure:
         axis.set_xlabel("step")
         axis.spines[["top", "right"]].set_visible(False)
         figure.legend(loc="outside right center", frameon=False)
-        image = io.BytesIO()
-        figure.savefig(image, format="png", dpi=100)
-        image = self._display.Image(image.getvalue())
         if self._handle is None:
-            self._handle = self._display.display(image, display_id=True)
+            self._handle = self._display.display(figure, display_id=True)
         else:
-            self._handle.update(image)
+            self._handle.update(figure)
 
 
 class _Pace:

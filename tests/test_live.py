@@ -126,19 +126,19 @@ def test_a_notebook_has_one_figure_that_is_drawn_anew(monkeypatch, capsys):
     shown = []
 
     class Handle:
-        def update(self, image):
-            shown.append(("again", image))
+        def update(self, figure):
+            shown.append(("again", figure._repr_png_()))
 
-    def display(image, display_id):
+    def display(figure, display_id):
         assert display_id is True
-        shown.append(("first", image))
+        shown.append(("first", figure._repr_png_()))
         return Handle()
 
     notebook = types.ModuleType("IPython")
     notebook.version_info = (9, 18)
     notebook.get_ipython = lambda: types.SimpleNamespace(kernel=object())
     notebook.display = types.ModuleType("IPython.display")
-    notebook.display.display, notebook.display.Image = display, bytes
+    notebook.display.display = display
     monkeypatch.setitem(sys.modules, "IPython", notebook)
     monkeypatch.setitem(sys.modules, "IPython.display", notebook.display)
     monkeypatch.setattr(live._Pace, "ready", lambda self: True)

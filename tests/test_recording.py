@@ -277,5 +277,10 @@ def test_event_files_are_made_of_finished_runs(tmp_path):
     assert not (logdir / "open").exists()
     tracking.write_events(runs / "grid" / "a", tmp_path / "one")
     assert len(list((tmp_path / "one" / "a").iterdir())) == 1
+    # A run stays whole where its events are written into its own folder.
+    for _ in range(2):
+        tracking.write_events(runs, runs)
+    names = sorted(path.name for path in (runs / "grid" / "a").iterdir())
+    assert [name[:6] for name in names] == ["config", "events", "metric", "summar"]
     with pytest.raises(ValueError, match="no finished run"):
         tracking.write_events(tmp_path / "nothing", logdir)

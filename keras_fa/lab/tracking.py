@@ -6,7 +6,6 @@ after an interruption sends the lines after its last checkpoint once more.
 
 import numbers
 import pathlib
-import shutil
 
 import keras
 
@@ -58,7 +57,7 @@ def write_events(runs, logdir):
     Args:
         runs: A run folder, or a folder with any number of them below it.
         logdir: What `tensorboard --logdir` is to be given. Each run has a folder there,
-            at its path below `runs`, and what that held before goes.
+            at its path below `runs`, whose event files of before go.
 
     Returns:
         The list of the runs' folders.
@@ -78,7 +77,8 @@ def write_events(runs, logdir):
         settings = run_folder.flatten(run_folder.read_config(folder))
         lines = run_folder.read_metrics(folder)
         target = logdir / (folder.relative_to(runs) if folder != runs else folder.name)
-        shutil.rmtree(target, ignore_errors=True)
+        for old in target.glob("events.out.tfevents.*"):
+            old.unlink()
         log, close = _events(target, settings)
         for line in lines:
             values = {k: v for k, v in line.items() if isinstance(v, numbers.Real)}
