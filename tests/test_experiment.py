@@ -97,8 +97,15 @@ def test_a_run_leaves_its_folder(tmp_path):
 
 
 def test_same_seed_same_numbers_other_seed_other_numbers(tmp_path):
-    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        experiment.run(digits(seed=seed), tmp_path / name)
+    hashes = [
+        experiment.run(digits(seed=seed), tmp_path / name)["weights"]
+        for name, seed in (("a", 0), ("b", 0), ("c", 1))
+    ]
+    assert hashes[0] == hashes[1] != hashes[2]
+    restored = experiment.load_model(tmp_path / "a")
+    assert experiment.weights_hash(restored) == hashes[0]
+    restored.layers[-1].bias.assign(np.nextafter(restored.layers[-1].bias, np.inf))
+    assert experiment.weights_hash(restored) != hashes[0]
     assert lines(tmp_path / "a") == lines(tmp_path / "b")
     assert equal(weights(tmp_path / "a"), weights(tmp_path / "b"))
     assert lines(tmp_path / "a") != lines(tmp_path / "c")

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import hashlib
 import importlib
 import math
 import os
@@ -15,7 +16,7 @@ import ml_collections
 import numpy as np
 import tensorflow as tf
 
-from keras_fa import __version__, _keras, analysis, distribution
+from keras_fa import __version__, _keras, analysis, autodiff, distribution
 from keras_fa import rules as feedback_rules
 from keras_fa.lab import config as configuration
 from keras_fa.lab import recording, run_folder, tracking
@@ -23,7 +24,7 @@ from keras_fa.lab.build import build, check_loss, instruments, load, measures_of
 from keras_fa.lab.checkpoints import Checkpoints
 from keras_fa.layers import forward_variables
 
-__all__ = ["audit", "build", "compare", "load", "load_model", "run"]
+__all__ = ["audit", "build", "compare", "load", "load_model", "run", "weights_hash"]
 
 
 def run(
@@ -60,7 +61,9 @@ def run(
     Returns:
         The summary, a dict: `status` ("finished", or "diverged" if the loss became NaN
         or infinite), `epochs`, the last log line under `final`, `seconds`,
-        `seconds_per_step`, `parameters`, and the versions of what computed it.
+        `seconds_per_step`, `parameters`, the hash of the weights at the end, by which
+        two runs are seen to be the same bit for bit (`weights_hash`), and the versions
+        of what computed it.
 
     Raises:
         ValueError: If the configuration has a field that is unknown or impossible.
@@ -161,6 +164,22 @@ def load_model(workdir):
     run_folder.check_backend(workdir)
     config = ml_collections.ConfigDict(run_folder.read_config(workdir))
     return _restored(workdir, build(config, load(config)))
+
+
+def weights_hash(model):
+    """What two networks have in common only if their weights are equal to the bit.
+
+    Args:
+        model: A built Keras model.
+
+    Returns:
+        The SHA-256, in hexadecimal digits, of the bytes of all its weights in their
+        order: kernels, biases, stored B, statistics of BatchNorm.
+    """
+    digest = hashlib.sha256()
+    for weight in model.weights:
+        digest.update(np.ascontiguousarray(autodiff.array(weight)).tobytes())
+    return digest.hexdigest()
 
 
 def _restored(workdir, model):
@@ -317,6 +336,7 @@ def _train(config, folder, strategy, progress, extra_callbacks):
         "seconds": recorder.seconds,
         "seconds_per_step": recorder.seconds_per_step(),
         "parameters": sum(math.prod(v.shape) for v in forward_variables(model)),
+        "weights": weights_hash(model),
         "steps_per_epoch": dataset.steps_per_epoch,
         "dataset": {
             "train": dataset.num_train,

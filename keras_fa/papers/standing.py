@@ -42,6 +42,7 @@ def standing(section, runs, folder):
                 "median_cosine": read.median(),
                 "commit": run.summary["environment"].get("commit"),
                 "identity": _identity(run),
+                "weights": run.summary.get("weights"),
                 "command": _command(run),
             }
         )
