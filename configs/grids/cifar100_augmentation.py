@@ -9,7 +9,8 @@ Expected: 6 cells of 60 epochs; docs/howto/data.md says what augmentation does t
     rule.
 
 Batches of 128 and 60 epochs in place of table 1's 1,024 and 500, with the learning rate
-that table 1's variants have for such batches.
+that table 1's variants have for such batches. FA diverged at it; of 0.01 and 0.003 it
+learned more in twelve epochs at the first.
 """
 
 
@@ -17,12 +18,14 @@ def get_grid():
     return {
         "config": "cifar100_lenet.py",
         "axes": [
-            {"rule": ["backprop", "sign_fa", "fa"]},
+            {
+                "rule": ["backprop", "sign_fa", "fa"],
+                "optimizer.learning_rate": [0.05, 0.05, 0.01],
+            },
             {"dataset.augment": [(), ("random_crop", "flip")]},
             {
                 "epochs": [60],
                 "batch_size": [128],
-                "optimizer.learning_rate": [0.05],
                 "schedule.boundaries": [(30, 45)],
                 "schedule.factors": [(0.2, 0.04)],
                 "checkpoint_every": [10],
