@@ -1,8 +1,10 @@
 """Runs that SIGKILL ends at random batches, and what they come to when they go on.
 
-python -m tests.killed_runs FOLDER KILLS prints a line for each kill.
+python -m tests.killed_runs FOLDER KILLS [STRATEGY] prints a line for each kill;
+"mirrored" trains on two devices of the CPU.
 """
 
+import functools
 import os
 import pathlib
 import random
@@ -14,6 +16,7 @@ import keras
 import numpy as np
 
 from keras_fa import config as configuration
+from keras_fa import distribution
 from keras_fa.lab import run as runs
 from keras_fa.lab import run_folder
 from tests import image_sets
@@ -58,7 +61,7 @@ class Killed(keras.callbacks.Callback):
         self.step, self.delay = step, delay
 
     def on_train_batch_begin(self, batch, logs=None):
-        if int(self.model.optimizer.iterations) == self.step:
+        if int(self.model.optimizer.iterations.numpy()) == self.step:
             arguments = (os.getpid(), signal.SIGKILL)
             threading.Timer(self.delay, os.kill, arguments).start()
 
@@ -76,9 +79,11 @@ def in_a_process(function):
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def end_of(config, folder, callbacks=()):
+def end_of(config, folder, strategy, callbacks=()):
     """Trains, and leaves the weights beside the run."""
-    runs.run(config, folder, extra_callbacks=callbacks)
+    if strategy == "mirrored":
+        distribution.set_logical_devices(2)
+    runs.run(config, folder, strategy, extra_callbacks=callbacks)
     model = runs.load_model(folder)
     np.savez(f"{folder}.npz", *model.get_weights(), *model.optimizer.variables)
 
@@ -94,7 +99,7 @@ def same(some, other):
     return arrays[0] == arrays[1] and logs[0] == logs[1]
 
 
-def main(folder, kills):
+def main(folder, kills, strategy="default"):
     folder, draw = pathlib.Path(folder), random.Random(0)
     path = image_sets.folder(folder / "set", train=PER_CLASS, test=4)
     steps = -(-2 * PER_CLASS // BATCH) * EPOCHS
@@ -105,12 +110,14 @@ def main(folder, kills):
         if is_streamed not in wholes:
             wholes[is_streamed] = folder / f"whole{number}"
             whole = wholes[is_streamed]
-            assert in_a_process(lambda: end_of(config, whole)) == 0  # noqa: B023
+            train = functools.partial(end_of, config, whole, strategy)
+            assert in_a_process(train) == 0
         run = folder / f"killed{number}"
         callback = Killed(draw.randrange(1, steps), draw.uniform(0, 0.05))
-        code = in_a_process(lambda: end_of(config, run, [callback]))  # noqa: B023
+        train = functools.partial(end_of, config, run, strategy)
+        code = in_a_process(functools.partial(train, [callback]))
         kept = sorted(p.stem for p in folder.glob(f".attempts/{run.name}/**/*.index"))
-        again = in_a_process(lambda: end_of(config, run))  # noqa: B023
+        again = in_a_process(train)
         is_same = again == 0 and same(wholes[is_streamed], run)
         where = "streamed" if is_streamed else "in memory"
         print(

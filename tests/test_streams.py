@@ -1,5 +1,6 @@
 """Sets read batch by batch: equal to sets in memory, whoever reads them."""
 
+import functools
 import hashlib
 import itertools
 import subprocess
@@ -8,12 +9,13 @@ import sys
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from keras_fa import config as configuration
-from keras_fa import datasets
+from keras_fa import datasets, distribution
 from keras_fa.datasets import augmentation
+from keras_fa.lab import recording, run_folder
 from keras_fa.lab import run as runs
-from keras_fa.lab import run_folder
 from tests import image_sets
 
 CHANGES = (
@@ -90,6 +92,62 @@ def test_augmented_images_do_not_depend_on_threads_and_shards(path, memory_bytes
         ]
         for batch, pieces in zip(whole, zip(*shards, strict=True), strict=True):
             assert digest([batch]) == [d for piece in pieces for d in digest([piece])]
+
+
+class Cluster:
+    """What `shared_out` sees of a strategy: so many workers with so many replicas."""
+
+    def __init__(self, workers, replicas):
+        self.workers, self.num_replicas_in_sync = workers, replicas
+
+    def distribute_datasets_from_function(self, part):
+        every = range(self.workers)
+        context = tf.distribute.InputContext
+        return [
+            part(context(self.workers, k, self.num_replicas_in_sync)) for k in every
+        ]
+
+
+@pytest.mark.parametrize("cluster", [(1, 2), (2, 2), (4, 4), (2, 4)], ids=str)
+def test_all_workers_together_have_the_batches_of_one(path, cluster):
+    workers, replicas = cluster
+    each = replicas // workers
+    for options in ({}, {"augment": (*CHANGES, "mixup")}):
+        data = load(path, **options)
+        for split, count in (("train", 8), ("test", 2)):
+            whole = [
+                digest([batch]) for batch in taken(data.shared_out(None, split), count)
+            ]
+            parts = data.shared_out(Cluster(*cluster), split)
+            parts = [taken(part, count * each) for part in parts]
+            # Steps of each replica, in the order of the replicas.
+            of_replicas = [part[i::each] for part in parts for i in range(each)]
+            sizes = [[len(x) for x, _ in steps] for steps in of_replicas]
+            assert np.ptp(sizes, axis=0).max() <= 1 and len(of_replicas) == replicas
+            for step, batch in enumerate(whole):
+                pieces = [digest([steps[step]]) for steps in of_replicas]
+                assert [example for piece in pieces for example in piece] == batch
+            if split == "train":
+                for epoch in (whole[:4], whole[4:]):
+                    assert len({image for batch in epoch for image, _ in batch}) == 14
+
+
+def test_replicas_are_handed_what_a_set_in_memory_gives_them(path, mirrored):
+    held, streamed = (load(path, memory_bytes=b) for b in (10**9, 0))
+    for split, count in (("train", 5), ("test", 2)):
+        some, others = (
+            itertools.islice(
+                mirrored.experimental_distribute_dataset(held.shared_out(None, split)),
+                count,
+            ),
+            itertools.islice(streamed.shared_out(mirrored, split), count),
+        )
+        for one, other in zip(some, others, strict=True):
+            for values in zip(one, other, strict=True):
+                for mine, his in zip(
+                    *map(mirrored.experimental_local_results, values), strict=True
+                ):
+                    np.testing.assert_array_equal(mine, his)
 
 
 @pytest.mark.long
@@ -189,15 +247,27 @@ def test_what_no_stream_could_do_is_refused(path, options, message):
         load(path, **options)
 
 
-@pytest.mark.parametrize("memory_bytes", [0, 10**9])
-def test_a_run_goes_on_in_the_middle_of_an_epoch(path, tmp_path, memory_bytes):
+@pytest.mark.parametrize(
+    ("memory_bytes", "strategy", "then"),
+    [
+        (0, "default", "default"),
+        (10**9, "default", "default"),
+        (0, "mirrored", "mirrored"),
+        (10**9, "default", "mirrored"),
+    ],
+)
+def test_a_run_goes_on_in_the_middle_of_an_epoch(
+    path, tmp_path, memory_bytes, strategy, then, mirrored, monkeypatch
+):
+    monkeypatch.setitem(distribution._made, "mirrored", mirrored)
+    run = functools.partial(runs.run, strategy=strategy)
     config = configuration.default_config()
     config.dataset.name = f"folder:{path}"
     config.dataset.memory_bytes = memory_bytes
     config.dataset.augment = ("flip", {"name": "cutout", "length": 4})
     config.model.hidden_units = (8,)
     config.optimizer.momentum = 0.9
-    config.batch_size, config.epochs = 4, 3
+    config.batch_size, config.epochs = 3, 3
     config.checkpoint_every_seconds = 1e-9
     config.instruments.ledger = True  # Single steps.
 
@@ -206,7 +276,7 @@ def test_a_run_goes_on_in_the_middle_of_an_epoch(path, tmp_path, memory_bytes):
 
     class Kill(keras.callbacks.Callback):
         def on_train_batch_end(self, batch, logs=None):
-            if self.model.optimizer.iterations >= 11:
+            if self.model.optimizer.iterations >= 13:
                 raise Killed
 
     seen = []
@@ -221,13 +291,13 @@ def test_a_run_goes_on_in_the_middle_of_an_epoch(path, tmp_path, memory_bytes):
         def on_train_end(self, logs=None):
             seen.append("end")
 
-    runs.run(config, tmp_path / "whole")
+    run(config, tmp_path / "whole")
     with pytest.raises(Killed):
-        runs.run(config, tmp_path / "killed", extra_callbacks=[Kill()])
+        run(config, tmp_path / "killed", extra_callbacks=[Kill()])
     kept = sorted(tmp_path.glob("killed/checkpoints/*.index"))
     assert [p.stem for p in kept] == ["epoch-2-batch-1", "epoch-2-batch-2"]
-    runs.run(config, tmp_path / "killed", extra_callbacks=[Seen()])
-    assert seen == ["begin", 2, 3, "end"]
+    run(config, tmp_path / "killed", strategy=then, extra_callbacks=[Seen()])
+    assert seen == ["begin", 2, 3, 4, "end"]
     ends = []
     for name in ("whole", "killed"):
         model = runs.load_model(tmp_path / name)
@@ -239,9 +309,29 @@ def test_a_run_goes_on_in_the_middle_of_an_epoch(path, tmp_path, memory_bytes):
         ends.append(
             (lines, weights, [np.asarray(v) for v in model.optimizer.variables])
         )
+    if then != strategy:
+        for one, other in zip(ends[0][0], ends[1][0], strict=True):
+            assert other == pytest.approx(one, rel=1e-5, abs=1e-5)
+        return
     assert ends[0][:2] == ends[1][:2]
     for one, other in zip(ends[0][2], ends[1][2], strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def test_each_replica_goes_on_with_its_own_sums(mirrored):
+    with mirrored.scope():
+        model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2)])
+        model.compile("sgd", "mse", metrics=["mae"])
+    ones = np.ones((3, 2))
+    distribution.prepare(model).fit(ones, ones, batch_size=3, verbose=0)
+    before = recording._sums_of(model)
+    assert len(before) == 2 and before[0] != before[1]
+    recording._give_sums(model, [[0.0] * len(before[0])] * 2, True)
+    recording._give_sums(model, before, True)
+    assert recording._sums_of(model) == before
+    recording._give_sums(model, [[0.5] * len(before[0])], True)
+    totals = [variable.value.numpy() for variable in model.metrics_variables]
+    assert totals == [0.5] * len(before[0])
 
 
 def test_a_run_with_mixup_a_cosine_and_a_second_accuracy(path, tmp_path):
@@ -272,6 +362,32 @@ def test_a_run_with_mixup_a_cosine_and_a_second_accuracy(path, tmp_path):
     config.loss = "sparse_categorical_crossentropy"
     with pytest.raises(ValueError, match="vectors, which cross_entropy takes"):
         runs.run(config, tmp_path / "other")
+
+
+@pytest.mark.long
+@pytest.mark.processes
+def test_two_workers_train_on_a_stream_as_one_device(path, tmp_path):
+    arguments = [
+        *("--config=configs/digits.py", f"--config.dataset.name=folder:{path}"),
+        *("--config.dataset.memory_bytes=0", "--config.batch_size=4", "--nofigures"),
+        *("--config.dataset.augment=('random_crop', 'flip')", "--config.epochs=3"),
+    ]
+    train = [sys.executable, "trainers/train.py", *arguments]
+    for command in (
+        [*train, f"--workdir={tmp_path / 'one'}"],
+        [
+            *(sys.executable, "trainers/launch.py", "--workers=2", "--", *train),
+            *("--strategy=multi_worker", f"--workdir={tmp_path / 'two'}"),
+        ],
+    ):
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    one, two = (run_folder.read_metrics(tmp_path / name) for name in ("one", "two"))
+    assert len(one) == 4
+    for single, both in zip(one, two, strict=True):
+        assert single.keys() == both.keys()
+        for key in single.keys() - {"seconds", "data_wait"}:
+            assert both[key] == pytest.approx(single[key], rel=1e-5, abs=1e-5), key
 
 
 @pytest.mark.long

@@ -87,6 +87,17 @@ class Dataset:
         full, rest = divmod(self.num_train, self.batch_size)
         return full if self.drop_last or not rest else full + 1
 
+    @property
+    def test_steps(self) -> int:
+        """Batches of the test set."""
+        return 1 if self._tests_at_once else -(-self.num_test // self.batch_size)
+
+    @property
+    def _tests_at_once(self) -> bool:
+        if isinstance(self._splits["test"][0], Images):
+            return False
+        return self._is_full_batch or self.num_test <= self.batch_size
+
     @functools.cached_property
     def train(self) -> tf.data.Dataset:
         """One epoch of training batches `(x, y)`, for `fit(data.train, ...)`.
@@ -153,6 +164,51 @@ class Dataset:
             stream = self._batches(epochs, batch)
         return self._finish(stream, tf.data.INFINITE_CARDINALITY)
 
+    def shared_out(
+        self, strategy, split: str = "train", epoch: int = 0, batch: int = 0
+    ):
+        """A split for `fit` under a strategy, each worker of which makes its part.
+
+        A set in memory comes as `train_from` and `test` give it: `fit` shares its
+        batches out. Of a streamed one each replica is handed the same examples as that
+        would give it, and no worker reads those of another: the batches, their order
+        and their augmentation do not depend on the number of workers and replicas.
+
+        Args:
+            strategy: The `tf.distribute.Strategy` of the model, or anything else for a
+                model on one replica.
+            split: `"train"` or `"test"`.
+            epoch: As for `train_from`; of the training set only.
+            batch: Likewise.
+
+        Returns:
+            A `tf.data.Dataset` of `(x, y)` or, of a streamed set on several replicas,
+            an endless `tf.distribute.DistributedDataset`, the test set too: give `fit`
+            its `validation_steps`, which are `test_steps`.
+
+        Raises:
+            ValueError: If `split` is none, or `epoch` or `batch` is negative.
+        """
+        self._check_split(split)
+        training = split == "train"
+        whole = self.train_from(epoch, batch) if training else self.test
+        streamed = isinstance(self._splits[split][0], Images)
+        streamed = streamed or (training and self.is_streamed)
+        if not streamed or getattr(strategy, "num_replicas_in_sync", 1) == 1:
+            return whole
+        start = epoch * self.steps_per_epoch + batch if training else 0
+
+        def part(context: tf.distribute.InputContext) -> tf.data.Dataset:
+            workers = context.num_input_pipelines
+            here = {
+                "start": start,
+                "shard": (context.input_pipeline_id, workers),
+                "pieces": context.num_replicas_in_sync // workers,
+            }
+            return self._streamed(split, lambda: here)
+
+        return strategy.distribute_datasets_from_function(part)
+
     @functools.cached_property
     def test(self) -> tf.data.Dataset:
         """The test set in its order, in batches `(x, y)` of at most `batch_size`.
@@ -160,15 +216,14 @@ class Dataset:
         If training is full-batch, then so is this.
         """
         if isinstance(self._splits["test"][0], Images):
-            steps = -(-self.num_test // self.batch_size)
+            steps = self.test_steps
             return self._streamed("test", lambda: {"count": steps}, steps)
-        if self._is_full_batch or self.num_test <= self.batch_size:
+        if self._tests_at_once:
             return self._finish(self._whole("test"), 1)
-        steps = -(-self.num_test // self.batch_size)
         indices = self._in_batches(
             tf.range(self.num_test, dtype=tf.int64), self.num_test
         )
-        return self._finish(self._gather("test", indices), steps)
+        return self._finish(self._gather("test", indices), self.test_steps)
 
     def arrays(self, split: str) -> tuple[np.ndarray, np.ndarray]:
         """All of a split, as the pipelines give it.

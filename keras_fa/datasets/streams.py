@@ -110,8 +110,10 @@ class Batches:
         count: How many batches; None: without end.
         augmentation: An `Augmentation`, or None.
         num_classes: Length of the targets that mixup makes.
-        shard: `(k, n)`: the k-th of n parts of each batch; part i has the examples
-            i * ceil(size / n) and on, as a strategy shares a batch out.
+        shard: `(k, n)`: the k-th of n parts of each batch.
+        pieces: In how many pieces, one after the other, a part is handed out: one for
+            each replica of a worker. Piece i of all has the examples i * ceil(size /
+            number of pieces) and on, as a strategy shares a batch out.
         shuffled: Whether the epochs are shuffled.
     """
 
@@ -128,6 +130,7 @@ class Batches:
         augmentation=None,
         num_classes=None,
         shard=(0, 1),
+        pieces=1,
         shuffled=True,
     ):
         self._x, self._y = split
@@ -136,9 +139,10 @@ class Batches:
         full, rest = divmod(len(self._x), size)
         self._steps = full + bool(rest and not drop_last)
         self._start = start
-        self._count = _ENDLESS if count is None else count
+        self._count = _ENDLESS if count is None else count * pieces
         self._augmentation, self._num_classes = augmentation, num_classes
-        self._shard = shard
+        part, parts = shard
+        self._pieces, self._first, self._in_all = pieces, part * pieces, parts * pieces
         self._shuffled = shuffled
 
     def __len__(self):
@@ -146,12 +150,13 @@ class Batches:
 
     def __getitem__(self, number):
         """`((x, y), bad)`: a batch, and index and error of what could not be read."""
-        epoch, batch = divmod(self._start + int(number), self._steps)
+        number, piece = divmod(int(number), self._pieces)
+        epoch, batch = divmod(self._start + number, self._steps)
         begin = batch * self._size
         end = min(begin + self._size, len(self._x))
-        part, parts = self._shard
-        share = -(-(end - begin) // parts)
-        begin, end = begin + part * share, min(begin + (part + 1) * share, end)
+        share = -(-(end - begin) // self._in_all)
+        begin += (self._first + piece) * share
+        end = min(begin + share, end)
         if self._shuffled and self._key is not None:
             indices = _order(self._key, epoch, len(self._x))[begin:end]
         else:

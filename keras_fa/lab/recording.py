@@ -137,16 +137,15 @@ class Recorder(keras.callbacks.Callback):
         if self._loading is not None:
             state["bad"] = sorted(self._loading.bad)
         if self.batch:
+            sums = _sums_of(self.model)
             state |= {
                 "seconds": self.seconds + time.perf_counter() - self._start,
                 "batch": self.batch,
                 "trained": self._trained,
                 "waited": self._waited,
                 # The sums of which the epoch's loss and measures will be made.
-                "metrics": [
-                    np.asarray(variable.value).tolist()
-                    for variable in self.model.metrics_variables
-                ],
+                "metrics": sums[0],
+                "metrics_of_others": sums[1:],
             }
         return state
 
@@ -190,10 +189,8 @@ class Recorder(keras.callbacks.Callback):
         self._trained_before = former.get("trained", 0.0)
         self._waited_before = former.get("waited", 0.0) - self._waited_in_all
         if self.batch:
-            for variable, value in zip(
-                self.model.metrics_variables, former["metrics"], strict=True
-            ):
-                variable.assign(value)
+            sums = [former["metrics"], *former.get("metrics_of_others", ())]
+            _give_sums(self.model, sums, self._folder.writes)
 
     def on_train_batch_end(self, batch, logs=None):
         self._trained = self._trained_before + time.perf_counter() - self._start
@@ -239,10 +236,11 @@ class Recorder(keras.callbacks.Callback):
     @functools.cached_property
     def _saves_anywhere(self):
         """Whether checkpoints come in the middle of an epoch too."""
-        # Each of several replicas has sums of its own, which no checkpoint tells apart,
-        # and JAX brings its variables up to date at the end of an epoch.
-        is_tensorflow = keras.backend.backend() == "tensorflow"
-        return is_tensorflow and _keras.replicas_of(self.model) == 1
+        # Several workers would have to agree in each step whether now is the time, and
+        # JAX brings its variables up to date at the end of an epoch.
+        if keras.backend.backend() != "tensorflow":
+            return False
+        return not _keras.is_multi_worker(self.model.distribute_strategy)
 
     @property
     def _since(self):
@@ -267,6 +265,38 @@ class Recorder(keras.callbacks.Callback):
             return None
         steps = self._steps_per_epoch * self._config.log_every
         return statistics.median(periods) / steps
+
+
+def _sums_of(model):
+    """The values of the metrics' variables on each replica of this process, lists."""
+    each = [_here(model, variable) for variable in model.metrics_variables]
+    return [
+        [np.asarray(v).tolist() for v in values] for values in zip(*each, strict=True)
+    ]
+
+
+def _give_sums(model, sums, is_first):
+    """Gives the replicas of this process the sums that others had.
+
+    As many replicas in one process take each its own, so that what is added to them is
+    rounded as it would have been. Else the first of all takes the totals.
+    """
+    for number, variable in enumerate(model.metrics_variables):
+        values = [each[number] for each in sums]
+        replicas = _here(model, variable)
+        if not len(values) == len(replicas) == _keras.replicas_of(model):
+            total = sum(values) if is_first else 0.0
+            values = [total] + [0.0] * (len(replicas) - 1)
+        for replica, value in zip(replicas, values, strict=True):
+            replica.assign(value)
+
+
+def _here(model, variable):
+    """A variable of Keras as each replica of this process has it."""
+    if _keras.replicas_of(model) == 1:
+        return [variable]
+    strategy = model.distribute_strategy
+    return strategy.experimental_local_results(variable.value)
 
 
 def _plain(readings):
@@ -321,7 +351,7 @@ _SECONDS_TO_A_SAVE = 10
 def saved_at_sigterm(recorder):
     """Lets SIGTERM save a run behind its batch and end it as Ctrl-C does.
 
-    With several replicas it is saved at its next log line. KeyboardInterrupt is raised
+    With several workers it is saved at its next log line. KeyboardInterrupt is raised
     behind that, or without it when it takes longer than 10 seconds or SIGTERM comes
     again. Outside the main thread, which alone hears signals, nothing changes.
 

@@ -286,11 +286,6 @@ def _train(config, folder, strategy, progress, extra_callbacks):
     revision = commit()
     devices = distribution.get_strategy(strategy)
     dataset = load(config)
-    if dataset.is_streamed and strategy != "default":
-        raise ValueError(
-            "config.dataset: sets that are augmented or read from the disk train on "
-            f"one device. Received: the strategy {strategy!r}."
-        )
     if isinstance(devices, distribution.JaxDevices):
         steps, size = dataset.steps_per_epoch, dataset.batch_size
         devices.check_batches({size, min(size, dataset.num_train - (steps - 1) * size)})
@@ -309,20 +304,22 @@ def _train(config, folder, strategy, progress, extra_callbacks):
     )
     epoch = recorder.checkpoints.restore()
     if strategy == "multi_worker":
-        facts = {"epoch restored": epoch, "data": _features(dataset)}
+        restored = {"epoch restored": epoch, "batch restored": recorder.batch}
+        facts = {**restored, "data": _features(dataset)}
         distribution.check_agreement(devices, facts)
     # Without a checkpoint even the line about the initial state is written anew.
     folder.begin(epoch if epoch or recorder.batch else -1)
     shown = [recording.ProgressBar(config, epoch)] if progress else []
-    evaluation, validation_data = [], dataset.test
     if _keras.replicas_of(model) == 1:
         evaluation = [recording.Evaluation(dataset.test, measures_of(config))]
         validation_data = None
+    else:
+        evaluation, validation_data = [], dataset.shared_out(devices, "test")
     chain = [*evaluation, *readers, *extra_callbacks, recorder, *shown]
     try:
         with recording.saved_at_sigterm(recorder), distribution.trained_in(devices):
             place = epoch, recorder.batch
-            _fit(config, model, dataset, place, chain, validation_data)
+            _fit(config, model, dataset, devices, place, chain, validation_data)
     finally:
         # Ctrl-C skips on_train_end, and the terminal must get its cursor back.
         for bar in shown:
@@ -348,7 +345,7 @@ def _train(config, folder, strategy, progress, extra_callbacks):
     }
 
 
-def _fit(config, model, dataset, place, callbacks, validation_data):
+def _fit(config, model, dataset, devices, place, callbacks, validation_data):
     """Trains from an epoch, and some batches after it, to the end."""
     epoch, batch = place
     periods, steps = config.epochs // config.log_every, dataset.steps_per_epoch
@@ -357,16 +354,18 @@ def _fit(config, model, dataset, place, callbacks, validation_data):
     fit = functools.partial(
         model.fit,
         validation_data=validation_data,
+        validation_steps=None if validation_data is None else dataset.test_steps,
         callbacks=callbacks,
         shuffle=False,
         verbose=0,
     )
     if batch:
         # Keras makes them in the first step, and their sums are wanted before it.
-        _keras.symbolic_build(model, dataset.train_from(0).element_spec)
+        with devices.scope():
+            _keras.symbolic_build(model, dataset.train_from(0).element_spec)
         callbacks.skipped = batch
         fit(
-            dataset.train_from(epoch, batch),
+            dataset.shared_out(devices, "train", epoch, batch),
             steps_per_epoch=steps - batch,
             initial_epoch=period,
             epochs=period + 1,
@@ -375,7 +374,7 @@ def _fit(config, model, dataset, place, callbacks, validation_data):
         period += 1
     if not batch or (period < periods and not model.stop_training):
         fit(
-            dataset.train_from(period * config.log_every),
+            dataset.shared_out(devices, "train", period * config.log_every),
             steps_per_epoch=steps,
             initial_epoch=period,
             epochs=periods,
