@@ -1,13 +1,17 @@
 r"""ResNet-18 on ImageNet, sign-symmetric in its convolutions.
 
-Source: Xiao et al. (2019), arXiv 1811.03567, and Moskovitz et al. (2018), arXiv
-    1812.06488, who train ResNet-18 with sign-symmetric feedback in the convolutions;
-    crops, mirror images and 224 pixels as in He et al. (2016), label smoothing as in
-    Szegedy et al. (2016).
+Source: Xiao, Chen, Liao and Poggio (2018), "Biologically-plausible learning algorithms
+    can scale to large datasets", arXiv 1811.03567, train a ResNet-18 on ImageNet with
+    sign-symmetric feedback; Moskovitz, Litwin-Kumar and Abbott (2018), "Feedback
+    alignment in deep convolutional networks", arXiv 1812.06488, deep convolutional
+    networks. Crops, mirror images and 224 pixels as in He et al. (2016), label
+    smoothing as in Szegedy et al. (2016).
 Command: python trainers/train.py --config=configs/imagenet_resnet18.py --workdir=DIR
     Own folder of train/CLASS and val/CLASS: --config.dataset.name=folder:PATH
     Backpropagation: --config.rule=backprop
-Expected: not run: it takes days on one GPU.
+    Eight GPUs of one machine: --strategy=mirrored
+Expected: not run on ImageNet: docs/explain/imagenet.md reckons what it takes. On class
+    folders of generated JPEGs it runs to its end, on one device and on two workers.
 
 ImageNet is prepared by TFDS from the archives, which one fetches by hand. Choices of
 our own: 90 epochs in batches of 256, a cosine schedule with warm-up, the last layer

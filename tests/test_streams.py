@@ -392,6 +392,35 @@ def test_two_workers_train_on_a_stream_as_one_device(path, tmp_path):
 
 @pytest.mark.long
 @pytest.mark.processes
+def test_the_config_of_imagenet_runs_on_its_layout_with_two_workers(tmp_path):
+    path = image_sets.imagenet_like(tmp_path / "set", classes=4, train=4, test=2)
+    done = subprocess.run(
+        [
+            *(sys.executable, "trainers/launch.py", "--workers=2", "--"),
+            *(sys.executable, "trainers/train.py", "--nofigures"),
+            *("--config=imagenet_resnet18", f"--workdir={tmp_path / 'run'}"),
+            *("--strategy=multi_worker", f"--config.dataset.name=folder:{path}"),
+            *("--config.epochs=2", "--config.schedule.warmup=1"),
+            *("--config.batch_size=8", "--config.dataset.threads=1"),
+            # Processes of Grain are tested by themselves, and bfloat16 takes a CPU
+            # many times as long.
+            *("--config.dataset.workers=0", "--config.dtype=float32"),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    first, *lines = run_folder.read_metrics(tmp_path / "run")
+    assert [line["epoch"] for line in lines] == [1, 2]
+    for line in lines:
+        assert np.isfinite(line["loss"]) and line["bad_examples"] == 0
+        assert line["top_5_accuracy"] == line["val_top_5_accuracy"] == 1
+    assert lines[-1]["alignment/conv1"] != first["alignment/conv1"]
+
+
+@pytest.mark.long
+@pytest.mark.processes
 def test_killed_at_random_batches_and_resumed_a_run_ends_the_same(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "tests.killed_runs", str(tmp_path), "20"],
