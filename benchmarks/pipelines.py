@@ -3,6 +3,7 @@
 Example:
     python -m benchmarks.pipelines --what=memory --folder=FOLDER
     python -m benchmarks.pipelines --what=rate --folder=FOLDER --images=1500
+    python -m benchmarks.pipelines --what=hand_over --folder=FOLDER
     python -m benchmarks.pipelines --what=wait --folder=FOLDER
 
 FOLDER holds a stand-in for ImageNet, random JPEGs of 300 to 500 pixels a side in class
@@ -88,6 +89,31 @@ def rate(folder, images, threads, workers, size=224):
     )
 
 
+def hand_over(folder, size, batch_size=64, count=50):
+    """Prints what it takes to bring batches that are made from Python to TensorFlow."""
+    import numpy as np
+    import tensorflow as tf
+
+    batch = np.ones((batch_size, size, size, 3), np.float32)
+    batches = iter(
+        tf.data.Dataset.from_generator(
+            lambda: iter([batch] * (count + 3)),
+            output_signature=tf.TensorSpec((None, *batch.shape[1:]), tf.float32),
+        )
+    )
+    for _ in range(3):
+        next(batches)
+    used, start = _processor_seconds(), time.perf_counter()
+    for _ in range(count):
+        next(batches)
+    images = batch_size * count
+    used = (_processor_seconds() - used) / images
+    print(
+        f"{size} px: {images / (time.perf_counter() - start):.0f} images a second, "
+        f"{1e3 * used:.2f} ms of a core each"
+    )
+
+
 def wait(folder, size, batch_size, steps):
     """Prints what part of a ResNet-18's training time its steps waited for data."""
     from keras_fa import experiment
@@ -113,7 +139,8 @@ def wait(folder, size, batch_size, steps):
 def main():
     """Measures what the flags say, each thing in a process of its own."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--what", choices=("memory", "rate", "wait"), required=True)
+    kinds = ("memory", "rate", "hand_over", "wait")
+    parser.add_argument("--what", choices=kinds, required=True)
     parser.add_argument("--folder", type=pathlib.Path, required=True)
     parser.add_argument("--images", type=int, default=1500, help="Of a rate.")
     parser.add_argument("--rounds", type=int, default=3, help="Of a rate.")
@@ -131,6 +158,8 @@ def main():
         cores = len(os.sched_getaffinity(0))
         ways = [(cores, 0), (1, cores), (1, 0)]
         measured = [(rate, given.images, *way) for way in ways] * given.rounds
+    elif given.what == "hand_over":
+        measured = [(hand_over, size) for size in given.sizes]
     else:
         measured = [(wait, size, 32, given.steps) for size in given.sizes]
     for function, *arguments in measured:
