@@ -20,6 +20,7 @@ _PROGRAMS = {
     "events": "trainers/events.py",
     "measure": "trainers/measure.py",
     "reproduce": "trainers/reproduce.py",
+    "zoo": "trainers/zoo.py",
     "launch": "trainers/launch.py",
     "benchmark": "benchmarks/run.py",
 }

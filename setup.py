@@ -11,7 +11,7 @@ setup(
         *(f"keras_fa.{name}" for name in beside),
     ],
     package_dir={f"keras_fa.{name}": name.replace(".", "/") for name in beside},
-    package_data={"keras_fa": ["py.typed"]},
+    package_data={"keras_fa": ["py.typed", "zoo.json"]},
     # The command stands beside the package, since to import that loads TensorFlow.
     py_modules=["keras_fa_command"],
 )

@@ -21,6 +21,7 @@ _LAZY = (
     "results",
     "sweeps",
     "tuning",
+    "zoo",
 )
 # Where each other name is. They are loaded at once, so that Keras knows the layers of a
 # file that it loads, but for a process that only watches others: see trainers/_binary.

@@ -61,7 +61,7 @@ def installed(tmp_path_factory):
 def test_the_wheel_holds_package_programs_and_configurations(installed):
     held = {str(p.relative_to(installed)) for p in installed.rglob("*") if p.is_file()}
     inside = {"trainers", "configs"}
-    expected = {"keras_fa_command.py", "keras_fa/py.typed"}
+    expected = {"keras_fa_command.py", "keras_fa/py.typed", "keras_fa/zoo.json"}
     for folder in ("keras_fa", *inside):
         for path in (ROOT / folder).rglob("*.py"):
             name = str(path.relative_to(ROOT))

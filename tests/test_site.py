@@ -88,5 +88,8 @@ def test_a_table_has_the_means_of_its_lines_with_their_errors():
     head, body = table(frame, "rule", "accuracy", "network", scale=100.0, digits=0)
     assert (head, body[1]) == (["rule", "x", "y"], ["bp", "50", ""])
     assert table(frame, "rule", "accuracy", where="network=y")[1] == [["fa", "0.900"]]
+    unmeasured = frame.assign(accuracy=[0.1, None, None, 0.9])
+    body = table(unmeasured, "rule", "accuracy", "network", where="frozen=")[1]
+    assert body == [["fa", "0.100"], ["bp", ""]]
     with pytest.raises(ValueError, match="networks"):
         table(frame, "rule", "accuracy", "networks")

@@ -9,8 +9,9 @@
 
 `rows` and `columns` name columns of the file; without `columns` there is one column for
 each of several values. A cell is the mean over the lines that belong to it, with its
-standard error where there are several. `where` keeps the lines with these values,
-`digits` is the number of decimals, and `scale` a factor.
+standard error where there are several; what no line has measured leaves it empty.
+`where` keeps the lines with these values, `digits` is the number of decimals, and
+`scale` a factor.
 """
 
 import pathlib
@@ -81,6 +82,7 @@ def _names(text):
 
 
 def _mean(series, digits, scale):
+    series = series.dropna()
     if series.empty:
         return ""
     text = f"{scale * series.mean():.{digits}f}"

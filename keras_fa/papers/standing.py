@@ -19,13 +19,8 @@ def standing(section, runs, folder):
     for run in runs:
         if run.settings.get("model.frozen"):
             continue
-        network = run.settings["model.name"].rpartition(":")[2]
-        facts = {
-            "network": network,
-            "data": run.settings["dataset.name"],
-            "rule": run.settings["rule"],
-            "seed": run.settings["seed"],
-        }
+        told = facts(run)
+        setting = {name: told[name] for name in ("network", "data", "rule", "seed")}
         cosines = {
             key.removeprefix("alignment/"): value
             for key, value in run.final.items()
@@ -35,19 +30,16 @@ def standing(section, runs, folder):
         read = pd.Series(list(cosines.values())[1:], dtype=float)
         rows.append(
             {
-                **facts,
+                **setting,
                 "accuracy": 100 * run.final["val_accuracy"],
                 "seconds": run.summary["seconds"],
                 "smallest_cosine": read.min(),
                 "median_cosine": read.median(),
-                "commit": run.summary["environment"].get("commit"),
-                "identity": _identity(run),
-                "weights": run.summary.get("weights"),
-                "command": _command(run),
+                **{n: told[n] for n in ("commit", "identity", "weights", "command")},
             }
         )
         layers += [
-            {**facts, "layer": layer, "cosine": cosine}
+            {**setting, "layer": layer, "cosine": cosine}
             for layer, cosine in cosines.items()
         ]
     keys = ["network", "data", "rule", "seed"]
@@ -73,6 +65,29 @@ def standing(section, runs, folder):
         }
         for row in means.itertuples()
     )
+
+
+def facts(run):
+    """What a row of the table is of.
+
+    Args:
+        run: `Run`.
+
+    Returns:
+        Dict with `network`, `data`, `rule`, `seed`, `commit`, `identity` (the hash of
+        its configuration), `weights` (that of its weights; None of earlier runs) and
+        `command`, which runs it again.
+    """
+    return {
+        "network": run.settings["model.name"].rpartition(":")[2],
+        "data": run.settings["dataset.name"],
+        "rule": run.settings["rule"],
+        "seed": run.settings["seed"],
+        "commit": run.summary["environment"].get("commit"),
+        "identity": _identity(run),
+        "weights": run.summary.get("weights"),
+        "command": _command(run),
+    }
 
 
 def _identity(run):
