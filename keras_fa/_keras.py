@@ -401,7 +401,28 @@ def optimizer_of_call(layer):
 
     Public is no way from a layer to the model around it.
     """
-    return getattr(layer._get_call_context().entry_layer, "optimizer", None)
+    entry = layer._get_call_context().entry_layer
+    optimizer = getattr(entry, "optimizer", None)
+    # Keras's steps on JAX go by `stateless_call`, which calls the model's `call` as it
+    # is and opens no context: only the stack knows the model then, while it is traced.
+    frame = None if optimizer or keras.backend.backend() != "jax" else sys._getframe()
+    while frame is not None and optimizer is None:
+        if frame.f_code.co_name == "stateless_call":
+            optimizer = getattr(frame.f_locals.get("self"), "optimizer", None)
+        frame = frame.f_back
+    return optimizer
+
+
+def is_stock(optimizer, stock):
+    """Whether an optimizer is of a class of Keras's itself, and of none made from it.
+
+    On PyTorch `keras.optimizers.SGD(...)` makes an object of a class of that backend's,
+    which is not public.
+    """
+    made = type(optimizer)
+    return made is stock or (
+        issubclass(made, stock) and made.__module__.startswith("keras.src.backend.")
+    )
 
 
 def decays(optimizer, variable):

@@ -51,6 +51,16 @@ def readings(variables):
     return [_reading(variable) for variable in variables]
 
 
+def reading_in_graph(kernel):
+    """A tensor of a variable's value, which gradients pass, read here and not later.
+
+    In a graph of TensorFlow the reading alone holds updates back until it is done.
+    JAX's values never change, and PyTorch's gradients see themselves to it that what
+    they need was not written to: a copy would cost them its time for nothing.
+    """
+    return _reading_in_graph(kernel)
+
+
 def array(value):
     """A tensor or variable as a NumPy array, which may share its memory."""
     return _array(value)
@@ -116,6 +126,9 @@ if BACKEND == "tensorflow":
 
     def _reading(variable):
         return tf.convert_to_tensor(variable.value)
+
+    # `convert_to_tensor` would not read.
+    _reading_in_graph = keras.ops.copy
 
     _array = np.asarray
 
@@ -214,6 +227,8 @@ elif BACKEND == "jax":
     def _reading(variable):
         return variable.value
 
+    _reading_in_graph = keras.ops.convert_to_tensor
+
     _array = np.asarray
 
     _undrawn = contextlib.nullcontext
@@ -258,6 +273,8 @@ elif BACKEND == "torch":
 
     def _reading(variable):
         return variable.value.detach()
+
+    _reading_in_graph = keras.ops.convert_to_tensor
 
     def _array(value):
         value = value.value if isinstance(value, keras.Variable) else value

@@ -204,6 +204,83 @@ def test_a_model_trains_is_saved_and_trains_on(rule, tmp_path):
         np.testing.assert_array_equal(one, other)
 
 
+def test_the_short_form_of_product_feedback_knows_the_optimizers_it_holds_for():
+    model = keras.Sequential(
+        [
+            keras.Input((4,)),
+            FeedbackDense(5, rule="pfa_short"),
+            FeedbackDense(3, rule="pfa_short"),
+        ]
+    )
+    for optimizer in (keras.optimizers.SGD(0.1), optimizers.TorchSGD(0.1)):
+        model.compile(optimizer, cross_entropy())
+        assert np.isfinite(model.train_on_batch(*data((4,))))
+    for optimizer in (
+        keras.optimizers.Adam(0.1),
+        keras.optimizers.SGD(0.1, clipnorm=1),
+    ):
+        model.compile(optimizer, cross_entropy())
+        with pytest.raises(ValueError, match="linear in the gradient"):
+            model.train_on_batch(*data((4,)))
+
+
+@pytest.mark.parametrize("accumulated", [None, 2])
+def test_ghosts_are_no_part_of_a_global_norm(accumulated):
+    ends = []
+    for ghost in (False, True):
+        keras.utils.set_random_seed(0)
+        rule = rules.DirectFeedbackAlignment(seed=1, ghost=ghost)
+        model = models.mlp((5,), (6, 6), 3, rule)
+        optimizer = keras.optimizers.SGD(
+            0.5, global_clipnorm=0.1, gradient_accumulation_steps=accumulated
+        )
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        model.compile(optimizer, loss)
+        x = np.random.default_rng(0).normal(size=(8, 5))
+        for _ in range(4):
+            model.train_on_batch(x, np.arange(8) % 3)
+        ends.append(
+            [
+                np.array(layer.kernel)
+                for layer in model.layers
+                if layer.name[:5] == "dense"
+            ]
+        )
+    assert len(ends[0]) == 3
+    for one, other in zip(*ends, strict=True):
+        np.testing.assert_array_equal(one, other)
+    ghosts = model.layers[-1].ghosts
+    # Clipped by the same factor: a step of theirs is no longer than the weights' one.
+    lengths = [np.linalg.norm(g) for g in ghosts]
+    assert all(0 < length < 4 * 0.5 * 0.2 for length in lengths)
+
+
+@pytest.mark.parametrize(
+    ("names", "refused"),
+    [(["kernel"], True), (["share|feedback|R"], True), (["bias"], False)],
+)
+@pytest.mark.parametrize("rule", ["pfa_short", "pfa", "kolen_pollack"])
+def test_decay_acts_on_what_is_learned_as_on_w(rule, names, refused):
+    model = keras.Sequential(
+        [
+            keras.Input((4,)),
+            FeedbackDense(3, rule=rule, name="one"),
+            FeedbackDense(2, rule=rule, name="two"),
+        ]
+    )
+    optimizer = keras.optimizers.SGD(0.1, weight_decay=0.1)
+    optimizer.exclude_from_weight_decay(var_names=names)
+    model.compile(optimizer, "mse", run_eagerly=True)
+    before = model.get_weights()
+    if refused:
+        with pytest.raises(ValueError, match=r"act on what.*one/kernel.*Name all"):
+            model.train_on_batch(np.ones((3, 4)), np.ones((3, 2)))
+        for one, other in zip(before, model.get_weights(), strict=True):
+            np.testing.assert_array_equal(one, other)
+    else:
+        model.train_on_batch(np.ones((3, 4)), np.ones((3, 2)))
+
+
 @pytest.mark.skipif(BACKEND != "torch", reason="the device meta is PyTorch's")
 def test_a_network_is_on_the_device_asked_for():
     with keras.device("meta"):

@@ -333,37 +333,6 @@ def test_one_direct_rule_in_a_model():
         wire(model)
 
 
-@pytest.mark.parametrize("accumulated", [None, 2])
-def test_ghosts_are_no_part_of_a_global_norm(accumulated):
-    ends = []
-    for ghost in (False, True):
-        keras.utils.set_random_seed(0)
-        rule = keras_fa.rules.DirectFeedbackAlignment(seed=1, ghost=ghost)
-        model = keras_fa.models.mlp((5,), (6, 6), 3, rule)
-        optimizer = keras.optimizers.SGD(
-            0.5, global_clipnorm=0.1, gradient_accumulation_steps=accumulated
-        )
-        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-        model.compile(optimizer, loss)
-        x = np.random.default_rng(0).normal(size=(8, 5))
-        for _ in range(4):
-            model.train_on_batch(x, np.arange(8) % 3)
-        ends.append(
-            [
-                np.array(layer.kernel)
-                for layer in model.layers
-                if layer.name[:5] == "dense"
-            ]
-        )
-    assert len(ends[0]) == 3
-    for one, other in zip(*ends, strict=True):
-        np.testing.assert_array_equal(one, other)
-    ghosts = model.layers[-1].ghosts
-    # Clipped by the same factor: a step of theirs is no longer than the weights' one.
-    lengths = [np.linalg.norm(g) for g in ghosts]
-    assert all(0 < length < 4 * 0.5 * 0.2 for length in lengths)
-
-
 def test_at_block_outputs_blocks_are_local_and_right_within():
     """Each part's gradient is that of <e B_l, its output>, its input held still."""
     model = models.residual_mlp(

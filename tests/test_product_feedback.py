@@ -156,32 +156,6 @@ def test_what_it_is_not_for_is_refused(optimizer, arguments, match):
     assert model.predict(data(model)[0], verbose=0).shape == (8, 3)
 
 
-@pytest.mark.parametrize(
-    ("names", "refused"),
-    [(["kernel"], True), (["share|feedback|R"], True), (["bias"], False)],
-)
-@pytest.mark.parametrize("rule", ["pfa_short", "pfa", "kolen_pollack"])
-def test_decay_acts_on_what_is_learned_as_on_w(rule, names, refused):
-    model = keras.Sequential(
-        [
-            keras.Input((4,)),
-            keras_fa.layers.FeedbackDense(3, rule=rule, name="one"),
-            keras_fa.layers.FeedbackDense(2, rule=rule, name="two"),
-        ]
-    )
-    optimizer = keras.optimizers.SGD(RATE, weight_decay=0.1)
-    optimizer.exclude_from_weight_decay(var_names=names)
-    model.compile(optimizer, "mse", run_eagerly=True)
-    before = model.get_weights()
-    if refused:
-        with pytest.raises(ValueError, match=r"act on what.*one/kernel.*Name all"):
-            model.train_on_batch(np.ones((3, 4)), np.ones((3, 2)))
-        for one, other in zip(before, model.get_weights(), strict=True):
-            np.testing.assert_array_equal(one, other)
-    else:
-        model.train_on_batch(np.ones((3, 4)), np.ones((3, 2)))
-
-
 def test_a_penalty_of_squares_and_a_loss_scale_are_for_both(double):
     sgd = OPTIMIZERS["sgd"]
     ends = [

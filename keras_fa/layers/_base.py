@@ -265,8 +265,8 @@ class FeedbackMixin:
             kernel = variable
         # W is read once, and B made from that reading. With a second reading of its
         # own, B sometimes came from the weights after the update: nothing in the graph
-        # held the update back until then. (ops.convert_to_tensor would not read.)
-        kernel = ops.copy(kernel)
+        # held the update back until then.
+        kernel = autodiff.reading_in_graph(kernel)
         stored = self._stored[index]
         if self._rule.learns or self._rule.advances:
             stored = self._moving(rule, kernel, index)

@@ -228,7 +228,7 @@ class ShortProductFeedback(ProductFeedback):
 
 def _is_linear(optimizer):
     return (
-        type(optimizer) is keras.optimizers.SGD
+        _keras.is_stock(optimizer, keras.optimizers.SGD)
         or getattr(optimizer, "linear_in_gradient", False)
     ) and not any(
         getattr(optimizer, clip, None) is not None
