@@ -61,7 +61,9 @@ def test_digits_have_a_fixed_stratified_split():
     ("name", "shape", "num_classes"),
     [
         pytest.param("mnist", (28, 28, 1), 10, marks=needs("mnist")),
-        pytest.param("cifar100", (32, 32, 3), 100, marks=needs("cifar100")),
+        pytest.param(
+            "cifar100", (32, 32, 3), 100, marks=[needs("cifar100"), pytest.mark.long]
+        ),
     ],
 )
 def test_tfds_sets(name, shape, num_classes):
@@ -286,6 +288,7 @@ def _excerpt():
 
 
 @pytest.mark.skipif(_excerpt() is None, reason="TFDS's manual folder has no archive")
+@pytest.mark.long
 def test_tiny_imagenet_at_hand(tmp_path):
     with zipfile.ZipFile(_excerpt() / "tiny-imagenet-200.zip") as archive:
         wnids = archive.read("tiny-imagenet-200/wnids.txt").decode().split()

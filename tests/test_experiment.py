@@ -748,6 +748,7 @@ def test_mirrored_run_equals_the_single_device(tmp_path, mirrored, monkeypatch):
             assert two[key] == pytest.approx(one[key], rel=1e-5, abs=1e-5), key
 
 
+@pytest.mark.long
 def test_the_command_line(tmp_path):
     done = command(
         "--rules=fa,sign_fa", "--config.epochs=2", f"--workdir={tmp_path / 'run'}"

@@ -245,7 +245,11 @@ _BUILDS = {
 @pytest.mark.parametrize(
     ("build", "rule"),
     [
-        standing(build, rule, stands=build == "subclassed" or rule == "fa")
+        standing(
+            build,
+            rule,
+            stands=(build == "subclassed" and rule == "pfa") or rule == "fa",
+        )
         for build in _BUILDS
         for rule in RULES
     ],
