@@ -89,7 +89,7 @@ def rate(folder, images, threads, workers, size=224):
     )
 
 
-def hand_over(folder, size, batch_size=64, count=50):
+def hand_over(size, batch_size=64, count=50):
     """Prints what it takes to bring batches that are made from Python to TensorFlow."""
     import numpy as np
     import tensorflow as tf
@@ -147,24 +147,25 @@ def main():
     parser.add_argument("--steps", type=int, default=8, help="Of a ResNet-18.")
     parser.add_argument("--sizes", type=int, nargs="+", default=(64, 224))
     given = parser.parse_args()
-    if not given.folder.exists():
+    if given.what != "hand_over" and not given.folder.exists():
         from tests import image_sets
 
         image_sets.imagenet_like(given.folder, classes=100, train=200, test=4)
     if given.what == "memory":
-        measured = [(memory, size, True) for size in given.sizes]
-        measured.append((memory, min(given.sizes), False))
+        measured = [(memory, given.folder, size, True) for size in given.sizes]
+        measured.append((memory, given.folder, min(given.sizes), False))
     elif given.what == "rate":
         cores = len(os.sched_getaffinity(0))
         ways = [(cores, 0), (1, cores), (1, 0)]
-        measured = [(rate, given.images, *way) for way in ways] * given.rounds
+        images = given.folder, given.images
+        measured = [(rate, *images, *way) for way in ways] * given.rounds
     elif given.what == "hand_over":
         measured = [(hand_over, size) for size in given.sizes]
     else:
-        measured = [(wait, size, 32, given.steps) for size in given.sizes]
+        measured = [(wait, given.folder, size, 32, given.steps) for size in given.sizes]
     for function, *arguments in measured:
         target = multiprocessing.get_context("spawn").Process(
-            target=function, args=(given.folder, *arguments)
+            target=function, args=arguments
         )
         target.start()
         target.join()

@@ -405,8 +405,8 @@ def optimizer_of_call(layer):
     optimizer = getattr(entry, "optimizer", None)
     # Keras's steps on JAX go by `stateless_call`, which calls the model's `call` as it
     # is and opens no context: only the stack knows the model then, while it is traced.
-    frame = None if optimizer or keras.backend.backend() != "jax" else sys._getframe()
-    while frame is not None and optimizer is None:
+    frame = sys._getframe() if keras.backend.backend() == "jax" else None
+    while optimizer is None and frame is not None:
         if frame.f_code.co_name == "stateless_call":
             optimizer = getattr(frame.f_locals.get("self"), "optimizer", None)
         frame = frame.f_back

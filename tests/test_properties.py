@@ -220,7 +220,7 @@ def test_half_precision_trains(rule, dtype):
         assert 1e-4 < moved < 1
 
 
-@every_rule("kolen_pollack")
+@every_rule("brsf")
 def test_steps_are_the_same_eager_in_graphs_and_under_xla(rule):
     results = [
         values(fitted(compiled(network(rule), **how)))
