@@ -4,9 +4,11 @@ Source: none; a question of our own: what half precision does to accuracy under 
     rule, and to the ledger of the conserved quantities.
 Command: python trainers/sweep.py --grid=configs/grids/precision.py \
              --workdir=runs/precision
-Expected: not run to its end yet. Slow on a CPU without bfloat16 or float16.
+Expected: 18 cells of 2 to 4 minutes, 30 minutes on 2 cores.
 
 Plain gradient descent, under which the first order of the ledger is 0 but for rounding.
+Compiled by XLA, which on a CPU without bfloat16 or float16 computes in float32 and rounds
+what comes out, in the time of float32; TensorFlow's own kernels take 25 times as long.
 """
 
 
@@ -18,6 +20,7 @@ def get_grid():
             {"optimizer.weight_decay": [0.0]},
             {"optimizer.learning_rate": [0.02]},
             {"log_every": [1]},
+            {"jit_compile": ["on"]},
             {"instruments.ledger": [True]},
             {
                 "model.name": ["lenet", "resnet18"],
@@ -28,5 +31,5 @@ def get_grid():
             {"dtype": ["float32", "mixed_bfloat16", "mixed_float16"]},
             {"rule": ["backprop", "fa", "sign_fa"]},
         ],
-        "seconds_per_cell": 120,
+        "seconds_per_cell": 180,
     }
