@@ -1,13 +1,16 @@
 # make train: sets everything up and trains the four rules on the embedded digits.
-# make test:  sets everything up and passes the tests.
+# make test:  sets everything up and passes the unit tests.
+# make test-slow: the tests that take a second or more each, or start processes.
 # make docs:  sets everything up and builds the site, build/site/index.html.
 # make test-jax, make test-torch: the toolkit's tests on that backend, without TensorFlow.
 # make test-jax-runs: runs, sweeps and searches that JAX computes.
 PYTHON ?= python3
 BIN := .venv/bin
 WORKDIR ?= runs/digits
+# Processes of `make test-slow`.
+WORKERS ?= 2
 
-.PHONY: train test docs notebooks unit test-jax test-torch test-jax-runs long lint clean
+.PHONY: train test docs notebooks unit test-slow test-jax test-torch test-jax-runs long lint clean
 
 train: .venv/ready
 	@$(BIN)/python trainers/train.py --config=configs/digits.py --workdir=$(WORKDIR) \
@@ -25,8 +28,13 @@ docs: .venv/docs
 notebooks: .venv/docs
 	$(BIN)/python -m pytest --long -m notebooks -s tests/test_notebooks.py
 
+PYTEST := $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder -n
+
 unit: .venv/ready
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(PYTEST) 2 -m "not slow"
+
+test-slow: .venv/ready
+	$(PYTEST) $(WORKERS) -m slow
 
 test-jax test-torch: test-%: .venv-%/ready
 	KERAS_BACKEND=$* .venv-$*/bin/python -m pytest
@@ -34,10 +42,10 @@ test-jax test-torch: test-%: .venv-%/ready
 test-jax-runs: .venv/ready
 	KERAS_BACKEND=jax $(BIN)/python -m pytest
 
-# What `make test` leaves out for its length: the whole of each table, kills of sweeps,
-# searches and workers.
+# What both leave out for its length: the whole of each table, kills of sweeps, searches
+# and workers.
 long: .venv/ready
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --long -m long
+	$(PYTEST) 2 --long -m long
 
 lint: .venv/ready
 	$(BIN)/ruff check .

@@ -53,7 +53,7 @@ def pytest_addoption(parser):
 
 
 def pytest_collection_modifyitems(config, items):
-    """Files that start processes come first: a long one at the end would run alone."""
+    """Files with slow tests come first: a long one at the end would run alone."""
     if BACKEND != "tensorflow":
         for item in items:
             for reason, tests in NOT_ELSEWHERE[BACKEND].items():
@@ -63,7 +63,7 @@ def pytest_collection_modifyitems(config, items):
         left_out = [item for item in items if item.get_closest_marker("long")]
         items[:] = [item for item in items if not item.get_closest_marker("long")]
         config.hook.pytest_deselected(items=left_out)
-    slow = {item.path for item in items if item.get_closest_marker("processes")}
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
 
 

@@ -17,7 +17,7 @@ PYTHONS = {
     "torch": ROOT / ".venv-torch/bin/python",
 }
 
-pytestmark = [pytest.mark.long, pytest.mark.processes]
+pytestmark = [pytest.mark.long, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")

@@ -183,6 +183,7 @@ def values(model):
     return [array(v) for v in model.variables]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "rule", cells(zip(rules.NAMES), lambda rule: rule in ("sign_fa", "kolen_pollack"))
 )
@@ -229,6 +230,7 @@ def test_the_short_form_of_product_feedback_knows_the_optimizers_it_holds_for():
             model.train_on_batch(*data((4,)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("accumulated", [None, 2])
 def test_ghosts_are_no_part_of_a_global_norm(accumulated):
     ends = []
@@ -443,6 +445,7 @@ def noisy():
     return keras.Model(inputs, FeedbackDense(3, name="output")(x))
 
 
+@pytest.mark.slow
 def test_both_passes_see_one_dropout_mask_and_leave_nothing():
     """Under B = W they are one pass: another mask or moving statistic would show."""
     model = compiled(noisy())
@@ -499,6 +502,7 @@ def test_groups_potentials_and_the_ledger_close(rule):
         assert np.abs(entry.first_order).max() < 1e-6
 
 
+@pytest.mark.slow
 def test_callbacks_read_the_weights_of_the_moment():
     model = compiled(noisy(), optimizers.TorchSGD(0.05))
     x, y = data((8, 8, 2))

@@ -68,6 +68,8 @@ def test_operations_of_a_step(name, expected):
     assert costs.operations(workload.make("fa"), workload.batch) == expected
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mlp", "lenet128", "resnet18", "vit", "lstm"])
 def test_stock_is_keras_alone_of_the_same_shapes(name):
     stock = costs.WORKLOADS[name].make("stock")
@@ -159,6 +161,8 @@ def test_a_peer_answers_and_one_that_does_not_start_says_why(tmp_path):
         costs.Peer(script, sys.executable, 2)
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 def test_the_fastest_of_the_peers_modes_is_what_ours_is_compared_with(monkeypatch):
     seconds = {"eager": 100.0, "compiled": 50.0, "fa": 200.0}
 

@@ -27,6 +27,8 @@ def fit(model, instruments, epochs=4, **arguments):
     ).history
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 def test_keys_and_values_reach_the_history():
     model = compiled()
     start = analysis.potentials(model)["dense_1"]
@@ -73,6 +75,8 @@ def test_keys_and_values_reach_the_history():
     assert history["drift/dense_1"][-1] > 0
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 def test_where_b_learns_its_norm_and_distance_are_logged_and_angles_on_request():
     instrument = callbacks.WeightAlignment(terms=True, degrees=True)
     model = compiled("kolen_pollack")
@@ -94,6 +98,8 @@ def test_where_b_learns_its_norm_and_distance_are_logged_and_angles_on_request()
     assert not {"angle/dense_2", "distance/dense_2"} & fixed.keys()
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 def test_sign_fa_logs_its_bound():
     history = fit(compiled("sign_fa"), [callbacks.WeightAlignment()])
     assert history["alignment_bound/dense_1"] == [pytest.approx(48**-0.5)] * 4
@@ -162,6 +168,8 @@ def test_csv_logger_early_stopping_and_tensorboard_see_the_keys(tmp_path):
     assert "deviation/dense_1" in histograms.Tags()["tensors"]
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 def test_after_a_resume_everything_refers_to_the_first_start():
     whole = compiled("sign_fa")
     copy = keras.models.clone_model(whole)
@@ -185,6 +193,8 @@ def test_after_a_resume_everything_refers_to_the_first_start():
     assert fresh["drift/dense_1"][0] < resumed["drift/dense_1"][-1]
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 def test_the_ledger_balances_and_needs_single_steps():
     history = fit(compiled("sign_fa"), [callbacks.Conservation(ledger=True)])
     measured = history["ledger/measured/dense_1"][-1]
@@ -214,6 +224,8 @@ def test_bad_arguments(arguments, match):
             instrument(**arguments)
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 def test_class_weights_of_fit_are_seen_and_sample_weights_asked_for():
     weights, labels = {0: 0.1, 1: 5.0}, Y.astype("int64")
     counts = np.array([weights.get(label, 1.0) for label in Y], "float32")
@@ -241,6 +253,8 @@ def test_class_weights_of_fit_are_seen_and_sample_weights_asked_for():
     assert history["error_cosine/dense_1"][0] == pytest.approx(expected.cosine)
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 def test_two_probes_need_two_prefixes():
     first = callbacks.GradientAlignment(X, Y)
     with pytest.raises(ValueError, match="'gradient_inner' in the logs already"):
@@ -263,6 +277,8 @@ def test_one_dict_of_logs_may_serve_all_epochs_of_a_loop():
         assert logs["alignment/dense_2"] == analysis.weight_alignment(model)["dense_2"]
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 @pytest.mark.parametrize("unit", ["epoch", "step"])
 def test_quiet_instruments_stay_out_of_the_line_that_fit_prints(tmp_path, capfd, unit):
     log = tmp_path / "log.csv"
@@ -304,6 +320,8 @@ def test_minimum_norm_is_that_of_the_linear_networks_map():
         fit(compiled(), [callbacks.MinimumNorm(X, Y[:, None])])
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 def test_another_model_starts_anew_and_the_same_goes_on():
     instruments = [
         callbacks.Conservation(ledger=True),
@@ -343,6 +361,8 @@ def test_what_a_callback_behind_it_restores_is_the_start():
     assert history["ledger/remainder/dense_1"][0] < 1e-12
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 def test_groups_that_come_and_go_with_trainable():
     model = models.mlp((6,), (8, 7), 3, rule="fa")
     model.compile(keras.optimizers.SGD(0.1), "mse")
@@ -372,6 +392,8 @@ def test_groups_that_come_and_go_with_trainable():
     assert int(instrument._books.steps) == 4
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 def test_a_group_of_the_same_name_with_another_consumer_is_new():
     def layer(units, name):
         return layers.FeedbackDense(units, activation="relu", name=name)
@@ -390,6 +412,8 @@ def test_a_group_of_the_same_name_with_another_consumer_is_new():
     np.testing.assert_array_equal(instrument.reference["a"], start)
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 def test_a_network_without_a_law_trains_on_with_a_warning():
     model = models.mlp((6,), (8,), 3, activation="tanh")
     model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))

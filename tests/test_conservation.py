@@ -1020,6 +1020,8 @@ def descent(model, x, y):
     return descend
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "function, shape, rule",
     [

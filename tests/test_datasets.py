@@ -57,6 +57,8 @@ def test_digits_have_a_fixed_stratified_split():
     assert sorted(map(tuple, restored)) == sorted(map(tuple, original))
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "shape", "num_classes"),
     [
@@ -447,6 +449,8 @@ def test_streams_are_different():
     assert len(draws) == 2 * len(transforms._STREAMS)
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 def test_each_option_has_a_random_stream_of_its_own():
     def load(**kwargs):
         return datasets.load("digits", train_size=500, seed=2, **kwargs)
@@ -600,6 +604,8 @@ def _model(data):
     return model
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 def test_fit_resumes_bit_for_bit():
     data = datasets.load("digits", train_size=200, batch_size=64)
 
@@ -628,6 +634,8 @@ def test_fit_resumes_bit_for_bit():
         np.testing.assert_array_equal(a, c)
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 @pytest.mark.skipif(
     len(tf.config.list_logical_devices("CPU")) < 2, reason="one logical CPU device"
 )
@@ -663,6 +671,8 @@ def test_distribution_loses_and_repeats_nothing(mirrored, monkeypatch, n, batch_
         np.testing.assert_array_equal(numbers, np.arange(n))
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 @pytest.mark.skipif(
     len(tf.config.list_logical_devices("CPU")) < 2, reason="one logical CPU device"
 )

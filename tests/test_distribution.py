@@ -191,6 +191,8 @@ def assert_same(ours, reference):
         assert ours[1][key] == pytest.approx(value, rel=1e-5), key
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "rule"),
     [helpers.standing(*found, stands=found == NETWORKS[0]) for found in NETWORKS],
@@ -211,6 +213,8 @@ def norms(mirrored):
     return model, train(distribution.prepare(model), data("norm"))
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 def test_batch_norm_and_a_replica_without_examples(mirrored, norms):
     model, (weights, logs, _) = norms
     assert np.isfinite(weights).all()
@@ -231,6 +235,8 @@ def test_batch_norm_and_a_replica_without_examples(mirrored, norms):
     )
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 def test_synchronized_batch_norm_equals_one_device(mirrored):
     with mirrored.scope():
         model = network("synchronized norm", "fa")
@@ -238,6 +244,8 @@ def test_synchronized_batch_norm_equals_one_device(mirrored):
     assert_same(trained, trained_alone("norm", "fa"))
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 def test_a_frozen_batch_norm_keeps_its_statistics(mirrored):
     with mirrored.scope():
         model = network("norm", "fa")
@@ -262,6 +270,8 @@ def test_keras_alone_weighs_the_partial_batch_wrong(mirrored):
     assert max(np.abs(a - b).max() for a, b in zip(ours, reference, strict=True)) > 1e-4
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 def test_summed_losses_stay_as_they_are(mirrored):
     x = np.random.default_rng(0).normal(size=(13, 8)).astype("float32")
     y = np.random.default_rng(1).normal(size=(13, 3)).astype("float32")
@@ -312,6 +322,8 @@ def _several_losses():
     return model
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 def test_each_loss_adds_up_by_its_own_reduction(mirrored):
     # Batches of 5 give one replica 3 examples; the last, of 1, leaves one without.
     random = np.random.default_rng(0)
@@ -339,6 +351,8 @@ def test_each_loss_adds_up_by_its_own_reduction(mirrored):
         assert our_logs[key] == pytest.approx(value, rel=1e-5), key
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 def test_a_summed_loss_is_logged_as_that_of_the_batch(mirrored):
     x = np.random.default_rng(0).normal(size=(5, 8)).astype("float32")
     y = np.random.default_rng(1).normal(size=(5, 3)).astype("float32")
@@ -470,7 +484,8 @@ def two_workers(tmp_path_factory, pytestconfig):
     return found
 
 
-@pytest.mark.processes
+@pytest.mark.slow
+@pytest.mark.slow
 def test_workers_that_differ_are_refused_on_all_of_them(two_workers):
     for *_, message in two_workers:
         assert 'config.rule: "fa" on worker 0, "fafa" on worker 1' in message
@@ -479,7 +494,7 @@ def test_workers_that_differ_are_refused_on_all_of_them(two_workers):
         assert "the same command" in message
 
 
-@pytest.mark.processes
+@pytest.mark.slow
 def test_a_folder_that_is_not_shared_is_refused_on_all_workers(two_workers):
     for *_, apart, _ in two_workers:
         assert "do not share the run folder" in apart
@@ -530,7 +545,7 @@ def test_texts_of_all_replicas(mirrored):
     assert distribution._of_all_replicas(mirrored, text) == [text] * 2
 
 
-@pytest.mark.processes
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "number", [helpers.standing(n, stands=n < 2) for n in range(1, len(OF_TWO_WORKERS))]
 )
@@ -543,13 +558,13 @@ def test_two_workers_equal_each_other_and_one_device(two_workers, number):
     assert_same(first, trained_alone(kind, rule))
 
 
-@pytest.mark.processes
+@pytest.mark.slow
 def test_batch_norm_of_two_workers_equals_two_replicas(two_workers, norms):
     for trained, *_ in two_workers:
         assert_same(trained[0], norms[1])
 
 
-@pytest.mark.processes
+@pytest.mark.slow
 def test_keras_still_needs_the_mending(two_workers):
     for _, unprepared, *_ in two_workers:
         assert unprepared is not None, (
@@ -564,8 +579,8 @@ def _workers_of(launcher):
     return [int(pid) for pid in path.read_text().split()]
 
 
+@pytest.mark.slow
 @pytest.mark.long
-@pytest.mark.processes
 def test_a_killed_worker_ends_the_others_and_all_resume(tmp_path):
     arguments = [
         *("--config=configs/digits.py", "--config.epochs=12", "--nofigures"),
@@ -611,8 +626,8 @@ def test_a_killed_worker_ends_the_others_and_all_resume(tmp_path):
             assert two[key] == pytest.approx(single[key], rel=1e-5, abs=1e-5), key
 
 
+@pytest.mark.slow
 @pytest.mark.long
-@pytest.mark.processes
 def test_a_run_in_a_folder_of_each_worker_is_refused_before_any_work(tmp_path):
     command = (
         f"{sys.executable} trainers/train.py --config=configs/digits.py --nofigures "

@@ -22,6 +22,8 @@ ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 def test_examples_of_docstrings(monkeypatch):
     """They know keras, keras_fa and np; all else they bring along."""
     tables = {kind: dict(table) for kind, table in registry._TABLES.items()}
@@ -56,6 +58,8 @@ print(json.dumps(failures))
 """
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "pages",
     ["README.md", pytest.param("docs/**/*.md", marks=pytest.mark.long)],

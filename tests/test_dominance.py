@@ -242,6 +242,8 @@ RULES = {
 }
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("rule", "data"),
     [

@@ -235,8 +235,8 @@ def test_copies_that_meet_go_elsewhere(tmp_path, work, monkeypatch):
     assert met == [cells[0].name, *(cell.name for cell in cells[6:])]
 
 
+@pytest.mark.slow
 @pytest.mark.long
-@pytest.mark.processes
 def test_two_copies_as_processes(tmp_path):
     from test_sweeps import write_grid
 

@@ -79,6 +79,8 @@ def command(*arguments):
     )
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 def test_a_run_leaves_its_folder(tmp_path):
     summary = experiment.run(digits(), tmp_path / "run")
     assert summary == run_folder.read_summary(tmp_path / "run")
@@ -96,6 +98,8 @@ def test_a_run_leaves_its_folder(tmp_path):
     assert log[0]["drift/dense_1"] == 0 < log[-1]["drift/dense_1"]
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 def test_same_seed_same_numbers_other_seed_other_numbers(tmp_path):
     hashes = [
         experiment.run(digits(seed=seed), tmp_path / name)["weights"]
@@ -111,6 +115,8 @@ def test_same_seed_same_numbers_other_seed_other_numbers(tmp_path):
     assert lines(tmp_path / "a") != lines(tmp_path / "c")
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 def test_rules_share_data_and_initial_weights(tmp_path):
     networks = {}
     for rule in rules.NAMES:
@@ -180,7 +186,8 @@ def get_config():
 _TABLE = {f"dense_{i}": rule for i, rule in enumerate(helpers.RULES, start=1)}
 
 
-@pytest.mark.processes
+@pytest.mark.slow
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "rule",
     [
@@ -262,6 +269,8 @@ class _Network:
         )
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 def test_checkpoints_carry_dropout_batchnorm_and_adam(tmp_path):
     whole, first, second = _Network(), _Network(), _Network()
     whole.fit(5)
@@ -273,6 +282,8 @@ def test_checkpoints_carry_dropout_batchnorm_and_adam(tmp_path):
         np.testing.assert_array_equal(own, other)
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, caplog):
     network = _Network()
     checkpoints = Checkpoints(tmp_path, network.model)
@@ -367,6 +378,8 @@ class _Terminated(keras.callbacks.Callback):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 def test_sigterm_saves_and_ends_like_ctrl_c(tmp_path):
     handlers = [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGALRM)]
     config = digits(epochs=5, checkpoint_every=5)
@@ -382,6 +395,8 @@ def test_sigterm_saves_and_ends_like_ctrl_c(tmp_path):
     assert equal(weights(tmp_path / "run"), weights(tmp_path / "whole"))
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 def test_sigterm_does_not_wait_for_a_line_for_ever(tmp_path, monkeypatch):
     monkeypatch.setattr(recording, "_SECONDS_TO_A_SAVE", 1)
 
@@ -396,6 +411,8 @@ def test_sigterm_does_not_wait_for_a_line_for_ever(tmp_path, monkeypatch):
     assert time.monotonic() - begun < 20
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 def test_a_log_that_lost_its_end_goes_on_from_the_checkpoint_that_it_fits(
     tmp_path, caplog
 ):
@@ -410,6 +427,8 @@ def test_a_log_that_lost_its_end_goes_on_from_the_checkpoint_that_it_fits(
     assert lines(tmp_path / "run") == lines(tmp_path / "whole")
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 @pytest.mark.parametrize("content", [None, b"", b'{"epoch": 0, "x": 1}\n'])
 def test_a_lost_log_is_never_made_anew_from_a_checkpoint(tmp_path, content):
     config = stopped(tmp_path / "run")
@@ -419,6 +438,8 @@ def test_a_lost_log_is_never_made_anew_from_a_checkpoint(tmp_path, content):
         experiment.run(config, tmp_path / "run")
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 def test_checkpoints_of_another_seed_are_refused(tmp_path):
     config = stopped(tmp_path / "run")
     stopped(tmp_path / "other", seed=1)
@@ -430,6 +451,8 @@ def test_checkpoints_of_another_seed_are_refused(tmp_path):
         experiment.run(config, tmp_path / "run")
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 def test_threads_of_one_process_change_nothing_in_each_others_models():
     configs = [digits(seed=seed) for seed in range(3)]
     for config in configs:
@@ -538,6 +561,8 @@ def test_a_full_disk_names_the_remedy_and_keeps_the_older_checkpoint(tmp_path):
     assert Checkpoints(tmp_path, _Network().model).restore() == 1
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 def test_a_finished_run_is_not_run_again_and_another_config_refused(tmp_path):
     first = experiment.run(digits(), tmp_path)
     # Killed between its last checkpoint and its end, it only comes to that.
@@ -552,6 +577,8 @@ def test_a_finished_run_is_not_run_again_and_another_config_refused(tmp_path):
         experiment.run(digits(optimizer={"learning_rate": 0.03}), tmp_path)
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 def test_divergence_is_recorded(tmp_path):
     config = digits(optimizer={"learning_rate": 1e30}, epochs=20)
     summary = experiment.run(config, tmp_path)
@@ -630,6 +657,8 @@ def test_workers_tell_their_data_by_what_they_have():
     assert one["train"] == experiment.load(digits()).num_train
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 def test_sections_among_the_further_instruments(tmp_path):
     config = digits(epochs=1)
     config.instruments.others = (
@@ -690,6 +719,8 @@ def test_weight_decay_ends_after_its_epochs():
     assert decay_alone(13, **named) == [{0.75**10}, {1.0}]
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 def test_extra_callbacks_see_what_the_instruments_read(tmp_path):
     seen = []
 
@@ -706,6 +737,8 @@ def test_extra_callbacks_see_what_the_instruments_read(tmp_path):
     assert "drift/dense_1" in summary["final"]
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 def test_a_run_with_xla_may_follow_a_deterministic_one(tmp_path):
     experiment.run(digits(epochs=1), tmp_path / "deterministic")
     assert tf_config.is_op_determinism_enabled()
@@ -715,6 +748,8 @@ def test_a_run_with_xla_may_follow_a_deterministic_one(tmp_path):
     assert not tf_config.is_op_determinism_enabled()
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 def test_schedule_and_full_batch(tmp_path):
     config = digits(
         batch_size=None,
@@ -799,6 +834,8 @@ def test_mistakes_on_the_command_line_get_a_message(tmp_path, arguments, message
     assert not list(tmp_path.glob("x/**/config.json"))
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 def test_a_network_of_keras_applications_and_rules_by_layer(tmp_path):
     """A converted network, one rule for its convolutions and one for its head."""
     config = digits(epochs=1)
@@ -814,6 +851,8 @@ def test_a_network_of_keras_applications_and_rules_by_layer(tmp_path):
     assert {"sign-FA", "BP"} <= labels
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 def test_akrouts_biases_take_their_share_of_the_step():
     config = plans.read_config("akrout_mnist")
     config.batch_size, config.dataset.name = 60, "digits"

@@ -200,6 +200,8 @@ def fitted(rule, *callbacks, initial_epoch=0):
     )
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 def test_a_history_its_dict_its_csv_file_and_its_frame_draw_the_same(tmp_path):
     path = tmp_path / "log.csv"
     history = fitted("fa", keras.callbacks.CSVLogger(path))

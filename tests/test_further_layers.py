@@ -416,6 +416,8 @@ class OwnLSTM(keras.layers.LSTM):
     """A user's own class of a layer that may go through cuDNN."""
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 def test_a_rule_never_goes_through_cudnn(monkeypatch):
     """Whose loops are those of `keras.src.backend`, on a GPU."""
     taken = []
@@ -579,6 +581,8 @@ def test_what_is_stored_and_what_is_trained(case, rule):
     assert not layer.trainable_variables
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 @some
 def test_a_model_trains_is_saved_and_trains_on_bit_for_bit(case, rule, tmp_path):
     model, layer = _network(case, rule)
@@ -655,6 +659,8 @@ def test_dtype_policy(case, policy, compute, tolerance):
     assert_close(actual.astype("float64"), expected, tolerance)
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("case", "compiled"),
     _cells(
@@ -741,6 +747,8 @@ def test_quantization_is_refused(case, rule):
             part.quantize("int8")
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 def test_two_replicas_train_as_one_device(mirrored):
     """Attention, a loop over time and depthwise kernels, learned and redrawn B."""
 

@@ -161,6 +161,8 @@ def _propagate(stock, x, labels, feedback):
 
 
 # What is its alone, the graph; the rules of layers have their own tests.
+@pytest.mark.slow
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "rule",
     [helpers.standing(r, stands=r == "kolen_pollack") for r in RULES],
@@ -422,6 +424,8 @@ def test_the_output_scale_leaves_the_conservation_law():
     np.testing.assert_allclose(phi[0.1] - phi[-0.1], 0, atol=1e-14)
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 @pytest.mark.parametrize("network", _SMALL)
 def test_every_layer_draws_for_itself(network):
     """An initializer or a seeded rule that the layers share does not repeat itself."""
@@ -604,6 +608,8 @@ def test_with_rule_errors():
         models.with_rule(model, "fa")
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 @pytest.mark.parametrize("network", ["mlp", "lenet"])
 def test_mixed_float16_scales_its_losses(network):
     shape = (6,) if network == "mlp" else (18, 18, 1)

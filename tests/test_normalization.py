@@ -133,6 +133,8 @@ def net(normalization=layers.BatchNormalization, conv=layers.Conv2D):
     )
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 def test_conversion_gives_it_to_any_model_and_takes_it_back(tmp_path):
     model, x = net(), batch((8, 6, 6, 2))
     model.get_layer("bn").moving_mean.assign([0.1, 0.2, 0.3, 0.4])
@@ -172,6 +174,8 @@ def test_the_laws_know_it():
     assert found[0] == found[1] and any(kind == "norm" for _, kind, _ in found[0])
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 def test_replicas_keep_the_statistics_that_kerass_keep(mirrored):
     x, y = batch((8, 6, 6, 2)), np.arange(8) % 3
     kept = []
@@ -188,6 +192,8 @@ def test_replicas_keep_the_statistics_that_kerass_keep(mirrored):
         np.testing.assert_allclose(one, other, atol=1e-5)
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 def test_resnet18_is_that_of_padded_convolutions():
     # In float64 nothing is fused; in float32 twenty layers differ by 6e-4.
     model = models.resnet18((16, 16, 3), 4, "backprop", dtype="float64")

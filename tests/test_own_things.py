@@ -145,8 +145,8 @@ def start(folder, program, *arguments):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.long
-@pytest.mark.processes
 def test_own_things_in_a_run_a_sweep_and_a_search(folder):
     # Side by side, since each of them mostly waits for TensorFlow.
     train = start(folder, "train", "--config=own_config.py", "--workdir=run")
@@ -214,6 +214,8 @@ NETWORK = '''
 '''
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*does not have a `quantize` method")
 def test_a_network_of_ones_own_is_trained_and_taken_away(tmp_path, monkeypatch):
     """By its name on a command line; saved, served, stock again and quantized."""

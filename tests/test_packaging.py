@@ -147,6 +147,8 @@ print(json.dumps([list(history), messages]))
 """
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 def test_the_layers_need_no_extra_and_a_room_without_its_own_names_it():
     needed = {
         "keras_fa.datasets.load('digits')": ("sklearn", "data"),
@@ -205,8 +207,8 @@ def test_the_command_hands_its_arguments_over(request, tmp_path, where):
     assert command("launch", path=path, cwd=tmp_path).returncode == 1
 
 
+@pytest.mark.slow
 @pytest.mark.long
-@pytest.mark.processes
 def test_an_installed_sweep_takes_names_and_its_workers_are_quiet(installed, tmp_path):
     grid = tmp_path / "configs" / "grids" / "small.py"
     grid.parent.mkdir(parents=True)

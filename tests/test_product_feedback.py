@@ -67,6 +67,8 @@ def double():
 STANDING = [("dense", "decoupled decay"), ("conv", "momentum, coupled decay")]
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "optimizer"),
     [
@@ -85,6 +87,8 @@ def test_thirty_steps_are_those_of_the_long_form(double, kind, optimizer):
         assert_close(one, other, 1e-12)
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 def test_b_and_the_law_are_those_of_the_long_form(double):
     models = [network(form, "conv") for form in ("short", "long")]
     for model in models:
@@ -121,6 +125,8 @@ def test_an_expansion_of_one_leaves_nothing_outside(double):
     assert np.abs(layer.stored()["rest"].numpy()).max() < 1e-9
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 def test_float32_and_mixed_precision():
     # Measured: 8e-7, and 0.02, which is bfloat16's rounding over thirty steps.
     for dtype, tolerance in (("float32", 1e-5), ("mixed_bfloat16", 5e-2)):
@@ -156,6 +162,8 @@ def test_what_it_is_not_for_is_refused(optimizer, arguments, match):
     assert model.predict(data(model)[0], verbose=0).shape == (8, 3)
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 def test_a_penalty_of_squares_and_a_loss_scale_are_for_both(double):
     sgd = OPTIMIZERS["sgd"]
     ends = [

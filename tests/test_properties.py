@@ -160,6 +160,8 @@ def test_another_rule_and_back_keeps_the_weights(rule):
     assert stored[0] == stored[1]
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 @every_rule("brsf")
 def test_two_replicas_train_as_one_device(rule, mirrored):
     """The same B on both, and after 20 steps the weights of one device."""
@@ -220,6 +222,8 @@ def test_half_precision_trains(rule, dtype):
         assert 1e-4 < moved < 1
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 @every_rule("brsf")
 def test_steps_are_the_same_eager_in_graphs_and_under_xla(rule):
     results = [
@@ -236,6 +240,8 @@ def test_steps_are_the_same_eager_in_graphs_and_under_xla(rule):
                 assert_close(actual, expected, 2e-6)
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 @every_rule("kolen_pollack", "dkp")
 def test_accumulated_gradients_are_those_of_the_whole_batch(rule):
     ends = []

@@ -37,6 +37,8 @@ def compiled(loss_name, jit_compile=False):
     return model, measures
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 @pytest.mark.parametrize("loss_name", ["cross_entropy", "half_squared_error"])
 @pytest.mark.parametrize(
     ("jit_compile", "regularized"), [(False, False), (False, True), (True, True)]

@@ -533,6 +533,8 @@ def test_errors_stand_beside_those_of_the_source(
     assert (tmp_path / f"{name}.png").stat().st_size > 5000
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 def test_audits_stand_beside_their_own_baselines(tmp_path, monkeypatch):
     config, axes = grid("audit")
     runs = tmp_path / "runs"

@@ -4,6 +4,8 @@ import ast
 import pathlib
 import re
 
+import pytest
+
 import keras_fa
 
 ROOT = pathlib.Path(keras_fa.__file__).parent
@@ -157,6 +159,8 @@ def imported(tree, known):
                 yield name.removeprefix("keras_fa.")
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 def test_every_room_has_its_place_in_the_list():
     assert sorted(ROOMS) == sorted(rooms())
 

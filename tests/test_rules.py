@@ -405,6 +405,8 @@ def test_feedback_that_carries_no_error_is_refused(rule):
     assert layer.feedback.numpy().any()
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 @pytest.mark.parametrize("network", ["mlp", "lenet"])
 def test_a_network_has_the_same_weights_under_every_rule(network):
     """Whatever a rule draws is not taken from the stream that W is drawn from."""

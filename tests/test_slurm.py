@@ -24,7 +24,7 @@ _PATIENCE = 900
 pytestmark = [
     pytest.mark.long,
     pytest.mark.slurm,
-    pytest.mark.processes,
+    pytest.mark.slow,
     pytest.mark.skipif(
         bool(_MISSING) or os.geteuid() != 0,
         reason="needs root and SLURM: apt-get install -y --no-install-recommends "

@@ -48,6 +48,8 @@ def same(some, others):
         np.testing.assert_array_equal(y, other_y)
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 @pytest.mark.parametrize("drop_last", [False, True])
 def test_a_stream_is_what_the_set_in_memory_gives(path, drop_last):
     options = {"drop_last": drop_last, "seed": 3, "standardize": "channel"}
@@ -77,6 +79,8 @@ def digest(batches):
     ]
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 @pytest.mark.parametrize("memory_bytes", [0, 10**9])
 def test_augmented_images_do_not_depend_on_threads_and_shards(path, memory_bytes):
     options = {"augment": (*CHANGES, "mixup"), "memory_bytes": memory_bytes}
@@ -108,6 +112,8 @@ class Cluster:
         ]
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 @pytest.mark.parametrize("cluster", [(1, 2), (2, 2), (4, 4), (2, 4)], ids=str)
 def test_all_workers_together_have_the_batches_of_one(path, cluster):
     workers, replicas = cluster
@@ -132,6 +138,8 @@ def test_all_workers_together_have_the_batches_of_one(path, cluster):
                     assert len({image for batch in epoch for image, _ in batch}) == 14
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 def test_replicas_are_handed_what_a_set_in_memory_gives_them(path, mirrored):
     held, streamed = (load(path, memory_bytes=b) for b in (10**9, 0))
     for split, count in (("train", 5), ("test", 2)):
@@ -150,8 +158,8 @@ def test_replicas_are_handed_what_a_set_in_memory_gives_them(path, mirrored):
                     np.testing.assert_array_equal(mine, his)
 
 
+@pytest.mark.slow
 @pytest.mark.long
-@pytest.mark.processes
 def test_augmented_images_do_not_depend_on_processes(path):
     options = {"augment": (*CHANGES, "mixup")}
     whole = taken(load(path, **options).train_from(0, 1), 6)
@@ -247,6 +255,8 @@ def test_what_no_stream_could_do_is_refused(path, options, message):
         load(path, **options)
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("memory_bytes", "strategy", "then"),
     [
@@ -318,6 +328,8 @@ def test_a_run_goes_on_in_the_middle_of_an_epoch(
         np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 def test_each_replica_goes_on_with_its_own_sums(mirrored):
     with mirrored.scope():
         model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2)])
@@ -334,6 +346,8 @@ def test_each_replica_goes_on_with_its_own_sums(mirrored):
     assert totals == [0.5] * len(before[0])
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 def test_a_run_with_mixup_a_cosine_and_a_second_accuracy(path, tmp_path):
     config = configuration.default_config()
     config.dataset.name, config.dataset.memory_bytes = f"folder:{path}", 0
@@ -364,8 +378,8 @@ def test_a_run_with_mixup_a_cosine_and_a_second_accuracy(path, tmp_path):
         runs.run(config, tmp_path / "other")
 
 
+@pytest.mark.slow
 @pytest.mark.long
-@pytest.mark.processes
 def test_two_workers_train_on_a_stream_as_one_device(path, tmp_path):
     arguments = [
         *("--config=configs/digits.py", f"--config.dataset.name=folder:{path}"),
@@ -390,8 +404,8 @@ def test_two_workers_train_on_a_stream_as_one_device(path, tmp_path):
             assert both[key] == pytest.approx(single[key], rel=1e-5, abs=1e-5), key
 
 
+@pytest.mark.slow
 @pytest.mark.long
-@pytest.mark.processes
 def test_the_config_of_imagenet_runs_on_its_layout_with_two_workers(tmp_path):
     path = image_sets.imagenet_like(tmp_path / "set", classes=4, train=4, test=2)
     done = subprocess.run(
@@ -419,8 +433,8 @@ def test_the_config_of_imagenet_runs_on_its_layout_with_two_workers(tmp_path):
     assert lines[-1]["alignment/conv1"] != first["alignment/conv1"]
 
 
+@pytest.mark.slow
 @pytest.mark.long
-@pytest.mark.processes
 def test_killed_at_random_batches_and_resumed_a_run_ends_the_same(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "tests.killed_runs", str(tmp_path), "20"],

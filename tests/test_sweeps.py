@@ -597,6 +597,8 @@ def mishaps(tmp_path_factory):
         return folder, cells, states, file.read()
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 def test_mishaps_are_recorded_and_stop_nothing(mishaps):
     folder, cells, states, output = mishaps
     workdir = folder / "runs"
@@ -845,8 +847,8 @@ def begin():
         process.stdout.close()
 
 
+@pytest.mark.slow
 @pytest.mark.long
-@pytest.mark.processes
 def test_killed_and_shared_by_two_equals_undisturbed(tmp_path, begin):
     axes = [{"seed": [0, 1, 2]}]
     cells = names(axes)

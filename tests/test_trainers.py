@@ -111,7 +111,8 @@ def test_a_mistake_is_a_line_and_verbosity_tells_where_it_came_from(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.processes
+@pytest.mark.slow
+@pytest.mark.slow
 def test_a_run_prints_its_progress_its_table_and_its_figures_alone(tmp_path):
     # A module of the user's, called as one of the programs is.
     (tmp_path / "train.py").write_text(
@@ -140,7 +141,7 @@ def test_a_run_prints_its_progress_its_table_and_its_figures_alone(tmp_path):
     assert run_folder.read_summary(tmp_path / "run")["status"] == "finished"
 
 
-@pytest.mark.processes
+@pytest.mark.slow
 def test_ctrl_c_during_the_imports_leaves_no_traceback(tmp_path):
     process = subprocess.Popen(
         [*TRAIN, "--config=digits", f"--workdir={tmp_path / 'run'}"],

@@ -128,6 +128,8 @@ def train_by_hand(twins, update, x, labels):
         error = back * (inputs[number].reshape(back.shape) > 0)
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("network", "update"),
     [
@@ -208,6 +210,8 @@ def by_a_loop(model, x, y):
     by_batches(model, x, y, lambda x, y: step(tf.constant(x), tf.constant(y)))
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("train", "arguments"),
     [
@@ -263,6 +267,8 @@ def difference(optimizer, steps=12, dtype="float64", penalty=None):
     return np.array(found), np.linalg.norm(end.kernel.numpy() - start)
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [
@@ -308,6 +314,8 @@ def test_kolen_pollacks_difference_is_constant_where_gradients_are_clipped(clip)
     np.testing.assert_allclose(found, found[0], rtol=1e-13)
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(_DEPENDENT))
 def test_what_an_optimizer_makes_of_the_whole_kernel_moves_the_difference(name):
     found, _ = difference(_OPTIMIZERS[name](RATE))
@@ -374,6 +382,8 @@ def direct_step_by_hand(twins, readouts, arguments, update, x, labels):
             readouts[number] = update((number, "B"), readout, gradient)
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 @pytest.mark.parametrize(("network", "name", "update"), DIRECT_CELLS)
 def test_thirty_steps_of_direct_feedback_equal_numpys(double, network, name, update):
     model = keras_fa.direct(network(3 * ["fa"]), seed=5, **DIRECT[name])

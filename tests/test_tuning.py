@@ -103,6 +103,8 @@ def test_chosen_values_reach_the_configuration_as_what_they_are():
     assert config.optimizer.learning_rate != 0.05 and config.batch_size == 50
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 def test_what_belongs_to_one_rule_is_searched_under_that_rule(tmp_path):
     space = {
         **RULES,
@@ -156,6 +158,8 @@ def test_any_tuner_takes_the_hypermodel(tmp_path):
     assert tuner.oracle.get_best_trials(1)[0].score == 1.0
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 def test_a_search_ranks_its_trials_and_survives_diverged_ones(tmp_path):
     space = {"optimizer.learning_rate": {"choices": [1e-6, 0.5, 1e30]}}
     search = tuning.Search(base(), space, tmp_path / "search", trials=3)
@@ -483,8 +487,8 @@ def start(space, workdir, trials, **environment):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.long
-@pytest.mark.processes
 @pytest.mark.parametrize(
     "shared", [[None], ["chief", "tuner0", "tuner1"]], ids=["alone", "shared"]
 )
