@@ -257,7 +257,6 @@ def test_a_layer_of_several_maps_has_an_angle_for_each():
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_transformers_and_bidirectional_networks_are_measured():
     inputs = keras.Input((5, 4))
     x = layers.MultiHeadAttention(2, 2, name="m1")(inputs, inputs)
@@ -275,7 +274,6 @@ def test_transformers_and_bidirectional_networks_are_measured():
     }
 
 
-@pytest.mark.slow
 @pytest.mark.slow
 def test_sign_feedback_is_never_under_its_bound_in_training():
     x, y = batch((32, 18, 18, 2))
@@ -580,7 +578,6 @@ def test_the_objective_is_that_of_training(name, weighted):
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["list", "dict", "one", "missing"])
 def test_objectives_of_several_outputs_are_those_of_training(kind):
     inputs = keras.Input((4,))
@@ -609,7 +606,6 @@ def test_objectives_of_several_outputs_are_those_of_training(kind):
     assert_measures_what_is_trained(model, instruments, x, targets)
 
 
-@pytest.mark.slow
 @pytest.mark.slow
 def test_penalties_and_embeddings_are_trained_as_they_are_measured():
     class Penalty(layers.Layer):
@@ -714,7 +710,6 @@ def test_a_training_step_of_ones_own_is_told():
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_models_of_two_outputs_and_subclassed_models():
     inputs = keras.Input((4,))
     shared = FeedbackDense(5, "tanh", name="shared")(inputs)
@@ -743,7 +738,6 @@ def state(model):
     return [v.numpy() for v in (*model.variables, *model.optimizer.variables)]
 
 
-@pytest.mark.slow
 @pytest.mark.slow
 def test_looking_changes_nothing():
     x, y = batch((16, 8, 8, 2))
@@ -909,7 +903,6 @@ def test_error_alignment_of_recurrent_layers_is_that_of_their_outputs():
         assert errors.cosine == pytest.approx(expected, abs=1e-6)
 
 
-@pytest.mark.slow
 @pytest.mark.slow
 @pytest.mark.parametrize("run_eagerly", [False, True])
 def test_error_alignment_of_several_cells_in_one_loop_is_that_of_the_last(run_eagerly):

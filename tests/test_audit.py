@@ -95,7 +95,6 @@ def test_norms_signals_and_ranks_are_numpys():
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_growth_and_movement_are_those_from_the_reference():
     start, model = residual(), residual()
     for name in ("block_2_down", "head"):
@@ -116,7 +115,6 @@ def test_growth_and_movement_are_those_from_the_reference():
             keras_fa.audit(model, x, y, CROSSENTROPY, reference=wrong)
 
 
-@pytest.mark.slow
 @pytest.mark.slow
 def test_every_place_is_looked_at_once_whatever_the_model():
     class Block(layers.Layer):
@@ -152,7 +150,6 @@ def test_every_place_is_looked_at_once_whatever_the_model():
 # Verdicts.
 
 
-@pytest.mark.slow
 @pytest.mark.slow
 def test_a_network_with_a_frozen_body_is_told():
     x, y = batch()
@@ -218,7 +215,6 @@ def test_scores_that_are_none_are_refused(scores):
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_what_is_not_measurable_is_said_and_is_no_number():
     x, y = batch()
     start = residual()
@@ -248,7 +244,6 @@ def test_what_is_not_measurable_is_said_and_is_no_number():
     assert rows(verdict)["block_1_add"].unmeasurable is None
 
 
-@pytest.mark.slow
 @pytest.mark.slow
 def test_a_signal_that_hangs_on_the_last_digits_is_not_measurable():
     x, y = batch()
@@ -330,7 +325,6 @@ def test_ends_are_found_in_graphs_of_several_and_in_models_without_one():
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_the_callback_logs_the_cheap_parts():
     x, y = batch()
     model = residual(blocks=1)
@@ -378,7 +372,6 @@ def trained(workdir, **model):
     return workdir
 
 
-@pytest.mark.slow
 @pytest.mark.slow
 def test_a_run_folder_is_audited_with_its_baselines(tmp_path):
     run = trained(tmp_path / "run")

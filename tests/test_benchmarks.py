@@ -69,7 +69,6 @@ def test_operations_of_a_step(name, expected):
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mlp", "lenet128", "resnet18", "vit", "lstm"])
 def test_stock_is_keras_alone_of_the_same_shapes(name):
     stock = costs.WORKLOADS[name].make("stock")
@@ -97,6 +96,7 @@ def test_converted_networks_take_the_fused_normalization(name):
     assert not any(isinstance(x, layers.BatchNormalization) for x in stock.layers)
 
 
+@pytest.mark.slow
 def test_a_step_is_that_of_train_on_batch():
     workload = costs.Workload("mlp", (12,), 5)
     x, y = workload.batch_of()
@@ -161,7 +161,6 @@ def test_a_peer_answers_and_one_that_does_not_start_says_why(tmp_path):
         costs.Peer(script, sys.executable, 2)
 
 
-@pytest.mark.slow
 @pytest.mark.slow
 def test_the_fastest_of_the_peers_modes_is_what_ours_is_compared_with(monkeypatch):
     seconds = {"eager": 100.0, "compiled": 50.0, "fa": 200.0}

@@ -28,7 +28,6 @@ def fit(model, instruments, epochs=4, **arguments):
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_keys_and_values_reach_the_history():
     model = compiled()
     start = analysis.potentials(model)["dense_1"]
@@ -76,7 +75,6 @@ def test_keys_and_values_reach_the_history():
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_where_b_learns_its_norm_and_distance_are_logged_and_angles_on_request():
     instrument = callbacks.WeightAlignment(terms=True, degrees=True)
     model = compiled("kolen_pollack")
@@ -99,7 +97,6 @@ def test_where_b_learns_its_norm_and_distance_are_logged_and_angles_on_request()
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_sign_fa_logs_its_bound():
     history = fit(compiled("sign_fa"), [callbacks.WeightAlignment()])
     assert history["alignment_bound/dense_1"] == [pytest.approx(48**-0.5)] * 4
@@ -107,6 +104,7 @@ def test_sign_fa_logs_its_bound():
     assert "alignment_bound/dense_1" not in fit(compiled(), [])
 
 
+@pytest.mark.slow
 def test_every_other_epoch_and_the_first_and_between_them_the_last(tmp_path):
     rhythm = callbacks.Conservation(every=2)
     each = callbacks.Conservation(prefix="each_")
@@ -139,6 +137,7 @@ def test_every_so_many_steps(steps_per_execution):
     assert history["alignment/dense_2"][-1] == rhythm.history[-1]["alignment/dense_2"]
 
 
+@pytest.mark.slow
 def test_csv_logger_early_stopping_and_tensorboard_see_the_keys(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -169,7 +168,6 @@ def test_csv_logger_early_stopping_and_tensorboard_see_the_keys(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_after_a_resume_everything_refers_to_the_first_start():
     whole = compiled("sign_fa")
     copy = keras.models.clone_model(whole)
@@ -193,7 +191,6 @@ def test_after_a_resume_everything_refers_to_the_first_start():
     assert fresh["drift/dense_1"][0] < resumed["drift/dense_1"][-1]
 
 
-@pytest.mark.slow
 @pytest.mark.slow
 def test_the_ledger_balances_and_needs_single_steps():
     history = fit(compiled("sign_fa"), [callbacks.Conservation(ledger=True)])
@@ -225,7 +222,6 @@ def test_bad_arguments(arguments, match):
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_class_weights_of_fit_are_seen_and_sample_weights_asked_for():
     weights, labels = {0: 0.1, 1: 5.0}, Y.astype("int64")
     counts = np.array([weights.get(label, 1.0) for label in Y], "float32")
@@ -254,7 +250,6 @@ def test_class_weights_of_fit_are_seen_and_sample_weights_asked_for():
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_two_probes_need_two_prefixes():
     first = callbacks.GradientAlignment(X, Y)
     with pytest.raises(ValueError, match="'gradient_inner' in the logs already"):
@@ -278,7 +273,6 @@ def test_one_dict_of_logs_may_serve_all_epochs_of_a_loop():
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 @pytest.mark.parametrize("unit", ["epoch", "step"])
 def test_quiet_instruments_stay_out_of_the_line_that_fit_prints(tmp_path, capfd, unit):
     log = tmp_path / "log.csv"
@@ -296,6 +290,7 @@ def test_quiet_instruments_stay_out_of_the_line_that_fit_prints(tmp_path, capfd,
         assert "alignment/dense_2" in log.read_text()
 
 
+@pytest.mark.slow
 def test_minimum_norm_is_that_of_the_linear_networks_map():
     x, y = X[:4], RANDOM.normal(size=(4, 3)).astype("float32")
     solution = np.linalg.lstsq(x, y, rcond=None)[0]  # of several, the shortest
@@ -320,7 +315,6 @@ def test_minimum_norm_is_that_of_the_linear_networks_map():
         fit(compiled(), [callbacks.MinimumNorm(X, Y[:, None])])
 
 
-@pytest.mark.slow
 @pytest.mark.slow
 def test_another_model_starts_anew_and_the_same_goes_on():
     instruments = [
@@ -362,7 +356,6 @@ def test_what_a_callback_behind_it_restores_is_the_start():
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_groups_that_come_and_go_with_trainable():
     model = models.mlp((6,), (8, 7), 3, rule="fa")
     model.compile(keras.optimizers.SGD(0.1), "mse")
@@ -393,7 +386,6 @@ def test_groups_that_come_and_go_with_trainable():
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_a_group_of_the_same_name_with_another_consumer_is_new():
     def layer(units, name):
         return layers.FeedbackDense(units, activation="relu", name=name)
@@ -412,7 +404,6 @@ def test_a_group_of_the_same_name_with_another_consumer_is_new():
     np.testing.assert_array_equal(instrument.reference["a"], start)
 
 
-@pytest.mark.slow
 @pytest.mark.slow
 def test_a_network_without_a_law_trains_on_with_a_warning():
     model = models.mlp((6,), (8,), 3, activation="tanh")

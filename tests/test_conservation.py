@@ -1021,7 +1021,6 @@ def descent(model, x, y):
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "function, shape, rule",
     [

@@ -479,7 +479,6 @@ def test_the_head_can_be_popped_after_conversion():
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_a_second_conversion_changes_the_rule_and_what_is_stored():
     model, _ = keras_fa.convert(_subclassed(), "fa")
     new, report = keras_fa.convert(model, rules.SignFeedbackAlignment(0.7))
@@ -495,7 +494,6 @@ def test_a_second_conversion_changes_the_rule_and_what_is_stored():
     _assert_same(learned, model, _inputs(model))
 
 
-@pytest.mark.slow
 @pytest.mark.slow
 def test_in_place_the_compiled_step_follows_the_new_rule():
     model = _sequential(layers.Dense(5), layers.Dense(3), shape=(6,))
@@ -766,7 +764,6 @@ def test_a_configuration_names_any_network_and_rules_by_layer():
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_applications_by_name():
     model = models.network(
         "applications.MobileNet", (32, 32, 3), 5, "sign_fa", "float64", alpha=0.25
@@ -816,7 +813,6 @@ def _names(model):
     return {v.name.rpartition("_")[0] or v.name for v in model.layers}
 
 
-@pytest.mark.slow
 @pytest.mark.slow
 def test_files_are_read_in_a_fresh_process(tmp_path):
     model, _ = keras_fa.convert(
@@ -869,7 +865,6 @@ def test_the_factors_of_lora_reach_stock_files(tmp_path):
     np.testing.assert_allclose(plain(x), new(x), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.slow
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*does not have a `quantize` method")
 def test_what_comes_back_can_be_quantized():

@@ -58,7 +58,6 @@ def test_digits_have_a_fixed_stratified_split():
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "shape", "num_classes"),
     [
@@ -450,7 +449,6 @@ def test_streams_are_different():
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_each_option_has_a_random_stream_of_its_own():
     def load(**kwargs):
         return datasets.load("digits", train_size=500, seed=2, **kwargs)
@@ -524,6 +522,7 @@ def test_an_epoch_is_a_permutation(numbered, drop_last):
         np.testing.assert_array_equal(x, y)
 
 
+@pytest.mark.slow
 def test_a_stream_resumes_where_it_would_be(numbered):
     data = numbered(batch_size=20)
     uninterrupted = _numbers(itertools.islice(data.train_from(), 5 * 6))
@@ -605,7 +604,6 @@ def _model(data):
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_fit_resumes_bit_for_bit():
     data = datasets.load("digits", train_size=200, batch_size=64)
 
@@ -634,7 +632,6 @@ def test_fit_resumes_bit_for_bit():
         np.testing.assert_array_equal(a, c)
 
 
-@pytest.mark.slow
 @pytest.mark.slow
 @pytest.mark.skipif(
     len(tf.config.list_logical_devices("CPU")) < 2, reason="one logical CPU device"
@@ -671,7 +668,6 @@ def test_distribution_loses_and_repeats_nothing(mirrored, monkeypatch, n, batch_
         np.testing.assert_array_equal(numbers, np.arange(n))
 
 
-@pytest.mark.slow
 @pytest.mark.slow
 @pytest.mark.skipif(
     len(tf.config.list_logical_devices("CPU")) < 2, reason="one logical CPU device"

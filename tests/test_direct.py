@@ -88,7 +88,6 @@ def test_gradients_equal_the_recursion_by_hand(kind):
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "kind",
     [
@@ -201,7 +200,6 @@ def test_convolutions_get_the_error_at_every_place():
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_a_residual_network_trains():
     inputs = keras.Input((6, 6, 2))
     x = FeedbackConv2D(4, 3, padding="same", rule="dfa", name="stem")(inputs)
@@ -220,7 +218,6 @@ def test_a_residual_network_trains():
     assert losses[-1] < 0.8 * losses[0]
 
 
-@pytest.mark.slow
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", [standing("full", stands=False), "learned"])
 def test_training_follows_the_same_numbers_compiled(kind):
@@ -345,7 +342,6 @@ def test_one_direct_rule_in_a_model():
         wire(model)
 
 
-@pytest.mark.slow
 @pytest.mark.slow
 def test_at_block_outputs_blocks_are_local_and_right_within():
     """Each part's gradient is that of <e B_l, its output>, its input held still."""

@@ -192,7 +192,6 @@ def assert_same(ours, reference):
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "rule"),
     [helpers.standing(*found, stands=found == NETWORKS[0]) for found in NETWORKS],
@@ -213,7 +212,6 @@ def norms(mirrored):
     return model, train(distribution.prepare(model), data("norm"))
 
 
-@pytest.mark.slow
 @pytest.mark.slow
 def test_batch_norm_and_a_replica_without_examples(mirrored, norms):
     model, (weights, logs, _) = norms
@@ -236,7 +234,6 @@ def test_batch_norm_and_a_replica_without_examples(mirrored, norms):
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_synchronized_batch_norm_equals_one_device(mirrored):
     with mirrored.scope():
         model = network("synchronized norm", "fa")
@@ -244,7 +241,6 @@ def test_synchronized_batch_norm_equals_one_device(mirrored):
     assert_same(trained, trained_alone("norm", "fa"))
 
 
-@pytest.mark.slow
 @pytest.mark.slow
 def test_a_frozen_batch_norm_keeps_its_statistics(mirrored):
     with mirrored.scope():
@@ -270,7 +266,6 @@ def test_keras_alone_weighs_the_partial_batch_wrong(mirrored):
     assert max(np.abs(a - b).max() for a, b in zip(ours, reference, strict=True)) > 1e-4
 
 
-@pytest.mark.slow
 @pytest.mark.slow
 def test_summed_losses_stay_as_they_are(mirrored):
     x = np.random.default_rng(0).normal(size=(13, 8)).astype("float32")
@@ -323,7 +318,6 @@ def _several_losses():
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_each_loss_adds_up_by_its_own_reduction(mirrored):
     # Batches of 5 give one replica 3 examples; the last, of 1, leaves one without.
     random = np.random.default_rng(0)
@@ -351,7 +345,6 @@ def test_each_loss_adds_up_by_its_own_reduction(mirrored):
         assert our_logs[key] == pytest.approx(value, rel=1e-5), key
 
 
-@pytest.mark.slow
 @pytest.mark.slow
 def test_a_summed_loss_is_logged_as_that_of_the_batch(mirrored):
     x = np.random.default_rng(0).normal(size=(5, 8)).astype("float32")
@@ -484,7 +477,6 @@ def two_workers(tmp_path_factory, pytestconfig):
     return found
 
 
-@pytest.mark.slow
 @pytest.mark.slow
 def test_workers_that_differ_are_refused_on_all_of_them(two_workers):
     for *_, message in two_workers:

@@ -23,7 +23,6 @@ README = (ROOT / "README.md").read_text()
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_examples_of_docstrings(monkeypatch):
     """They know keras, keras_fa and np; all else they bring along."""
     tables = {kind: dict(table) for kind, table in registry._TABLES.items()}
@@ -58,7 +57,6 @@ print(json.dumps(failures))
 """
 
 
-@pytest.mark.slow
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "pages",

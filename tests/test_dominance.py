@@ -243,7 +243,6 @@ RULES = {
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("rule", "data"),
     [

@@ -80,7 +80,6 @@ def command(*arguments):
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_a_run_leaves_its_folder(tmp_path):
     summary = experiment.run(digits(), tmp_path / "run")
     assert summary == run_folder.read_summary(tmp_path / "run")
@@ -99,7 +98,6 @@ def test_a_run_leaves_its_folder(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_same_seed_same_numbers_other_seed_other_numbers(tmp_path):
     hashes = [
         experiment.run(digits(seed=seed), tmp_path / name)["weights"]
@@ -115,7 +113,6 @@ def test_same_seed_same_numbers_other_seed_other_numbers(tmp_path):
     assert lines(tmp_path / "a") != lines(tmp_path / "c")
 
 
-@pytest.mark.slow
 @pytest.mark.slow
 def test_rules_share_data_and_initial_weights(tmp_path):
     networks = {}
@@ -186,7 +183,6 @@ def get_config():
 _TABLE = {f"dense_{i}": rule for i, rule in enumerate(helpers.RULES, start=1)}
 
 
-@pytest.mark.slow
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "rule",
@@ -270,7 +266,6 @@ class _Network:
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_checkpoints_carry_dropout_batchnorm_and_adam(tmp_path):
     whole, first, second = _Network(), _Network(), _Network()
     whole.fit(5)
@@ -282,7 +277,6 @@ def test_checkpoints_carry_dropout_batchnorm_and_adam(tmp_path):
         np.testing.assert_array_equal(own, other)
 
 
-@pytest.mark.slow
 @pytest.mark.slow
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, caplog):
     network = _Network()
@@ -379,7 +373,6 @@ class _Terminated(keras.callbacks.Callback):
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_sigterm_saves_and_ends_like_ctrl_c(tmp_path):
     handlers = [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGALRM)]
     config = digits(epochs=5, checkpoint_every=5)
@@ -396,7 +389,6 @@ def test_sigterm_saves_and_ends_like_ctrl_c(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_sigterm_does_not_wait_for_a_line_for_ever(tmp_path, monkeypatch):
     monkeypatch.setattr(recording, "_SECONDS_TO_A_SAVE", 1)
 
@@ -411,7 +403,6 @@ def test_sigterm_does_not_wait_for_a_line_for_ever(tmp_path, monkeypatch):
     assert time.monotonic() - begun < 20
 
 
-@pytest.mark.slow
 @pytest.mark.slow
 def test_a_log_that_lost_its_end_goes_on_from_the_checkpoint_that_it_fits(
     tmp_path, caplog
@@ -428,7 +419,6 @@ def test_a_log_that_lost_its_end_goes_on_from_the_checkpoint_that_it_fits(
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 @pytest.mark.parametrize("content", [None, b"", b'{"epoch": 0, "x": 1}\n'])
 def test_a_lost_log_is_never_made_anew_from_a_checkpoint(tmp_path, content):
     config = stopped(tmp_path / "run")
@@ -438,7 +428,6 @@ def test_a_lost_log_is_never_made_anew_from_a_checkpoint(tmp_path, content):
         experiment.run(config, tmp_path / "run")
 
 
-@pytest.mark.slow
 @pytest.mark.slow
 def test_checkpoints_of_another_seed_are_refused(tmp_path):
     config = stopped(tmp_path / "run")
@@ -451,7 +440,6 @@ def test_checkpoints_of_another_seed_are_refused(tmp_path):
         experiment.run(config, tmp_path / "run")
 
 
-@pytest.mark.slow
 @pytest.mark.slow
 def test_threads_of_one_process_change_nothing_in_each_others_models():
     configs = [digits(seed=seed) for seed in range(3)]
@@ -562,7 +550,6 @@ def test_a_full_disk_names_the_remedy_and_keeps_the_older_checkpoint(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_a_finished_run_is_not_run_again_and_another_config_refused(tmp_path):
     first = experiment.run(digits(), tmp_path)
     # Killed between its last checkpoint and its end, it only comes to that.
@@ -577,7 +564,6 @@ def test_a_finished_run_is_not_run_again_and_another_config_refused(tmp_path):
         experiment.run(digits(optimizer={"learning_rate": 0.03}), tmp_path)
 
 
-@pytest.mark.slow
 @pytest.mark.slow
 def test_divergence_is_recorded(tmp_path):
     config = digits(optimizer={"learning_rate": 1e30}, epochs=20)
@@ -658,7 +644,6 @@ def test_workers_tell_their_data_by_what_they_have():
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_sections_among_the_further_instruments(tmp_path):
     config = digits(epochs=1)
     config.instruments.others = (
@@ -720,7 +705,6 @@ def test_weight_decay_ends_after_its_epochs():
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_extra_callbacks_see_what_the_instruments_read(tmp_path):
     seen = []
 
@@ -738,7 +722,6 @@ def test_extra_callbacks_see_what_the_instruments_read(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_a_run_with_xla_may_follow_a_deterministic_one(tmp_path):
     experiment.run(digits(epochs=1), tmp_path / "deterministic")
     assert tf_config.is_op_determinism_enabled()
@@ -748,7 +731,6 @@ def test_a_run_with_xla_may_follow_a_deterministic_one(tmp_path):
     assert not tf_config.is_op_determinism_enabled()
 
 
-@pytest.mark.slow
 @pytest.mark.slow
 def test_schedule_and_full_batch(tmp_path):
     config = digits(
@@ -835,7 +817,6 @@ def test_mistakes_on_the_command_line_get_a_message(tmp_path, arguments, message
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_a_network_of_keras_applications_and_rules_by_layer(tmp_path):
     """A converted network, one rule for its convolutions and one for its head."""
     config = digits(epochs=1)
@@ -851,7 +832,6 @@ def test_a_network_of_keras_applications_and_rules_by_layer(tmp_path):
     assert {"sign-FA", "BP"} <= labels
 
 
-@pytest.mark.slow
 @pytest.mark.slow
 def test_akrouts_biases_take_their_share_of_the_step():
     config = plans.read_config("akrout_mnist")

@@ -9,7 +9,6 @@ from keras_fa.lab import run_folder
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "count"),
     [("flips", 1), ("inputs", 12)],
@@ -21,7 +20,6 @@ def test_nothing_passes_in_silence(tmp_path, name, count):
     assert report["noticed"] > 0
 
 
-@pytest.mark.slow
 @pytest.mark.slow
 def test_a_campaign_counts_what_passes(tmp_path, monkeypatch):
     """Of a log that is not checked it says so."""

@@ -201,7 +201,6 @@ def fitted(rule, *callbacks, initial_epoch=0):
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_a_history_its_dict_its_csv_file_and_its_frame_draw_the_same(tmp_path):
     path = tmp_path / "log.csv"
     history = fitted("fa", keras.callbacks.CSVLogger(path))
@@ -227,6 +226,7 @@ def test_a_history_its_dict_its_csv_file_and_its_frame_draw_the_same(tmp_path):
         np.testing.assert_array_equal(curve.get_ydata(), expected)
 
 
+@pytest.mark.slow
 def test_a_history_that_went_on_says_so():
     history = fitted("fa", initial_epoch=1)
     (curve,) = figures.accuracy(history).axes[0].get_lines()
@@ -242,6 +242,7 @@ def test_a_run_folders_frame_keeps_its_epoch_before_training(tmp_path):
         np.testing.assert_array_equal(curve.get_xdata(), [1, 2])
 
 
+@pytest.mark.slow
 def test_columns_with_gaps_are_drawn_where_they_were_read(tmp_path):
     log = {"accuracy": [0.5, 0.75], "val_accuracy": [None, 0.25]}
     figure = figures.accuracy(pd.DataFrame(log))

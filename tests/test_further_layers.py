@@ -289,6 +289,7 @@ def test_weight_mirror_sees_the_bias_of_each_output(case, variant):
     assert moved.any() and not moved.all()
 
 
+@pytest.mark.slow
 def test_weight_mirror_sees_the_biases_of_recurrent_kernels():
     for case in ("simple_rnn", "lstm", "gru_reset_before"):
         cell = _pair(case, "fa")[0].cell
@@ -416,7 +417,6 @@ class OwnLSTM(keras.layers.LSTM):
     """A user's own class of a layer that may go through cuDNN."""
 
 
-@pytest.mark.slow
 @pytest.mark.slow
 def test_a_rule_never_goes_through_cudnn(monkeypatch):
     """Whose loops are those of `keras.src.backend`, on a GPU."""
@@ -582,7 +582,6 @@ def test_what_is_stored_and_what_is_trained(case, rule):
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 @some
 def test_a_model_trains_is_saved_and_trains_on_bit_for_bit(case, rule, tmp_path):
     model, layer = _network(case, rule)
@@ -659,7 +658,6 @@ def test_dtype_policy(case, policy, compute, tolerance):
     assert_close(actual.astype("float64"), expected, tolerance)
 
 
-@pytest.mark.slow
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("case", "compiled"),
@@ -747,7 +745,6 @@ def test_quantization_is_refused(case, rule):
             part.quantize("int8")
 
 
-@pytest.mark.slow
 @pytest.mark.slow
 def test_two_replicas_train_as_one_device(mirrored):
     """Attention, a loop over time and depthwise kernels, learned and redrawn B."""

@@ -414,6 +414,7 @@ MODES = {
 in_every_mode = pytest.mark.parametrize("mode", MODES.values(), ids=MODES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cached", [False, True])
 @pytest.mark.parametrize(
     ("mapped", "rule"),

@@ -106,7 +106,6 @@ def assert_closes(model, descend, steps=100):
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "network",
     [
@@ -147,7 +146,6 @@ DIRECT = {
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", DIRECT)
 def test_direct_feedback_keeps_the_law_of_its_ghosts(kind):
     if kind == "dfa":
@@ -174,7 +172,6 @@ def test_direct_feedback_keeps_the_law_of_its_ghosts(kind):
     assert_closes(model, descend)
 
 
-@pytest.mark.slow
 @pytest.mark.slow
 def test_without_ghosts_the_output_layer_is_the_last_ones_readout():
     model = keras_fa.direct(models.mlp((5,), (6, 7), CLASSES), seed=0)

@@ -92,7 +92,6 @@ def largest(array):
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "network, rule",
     [
@@ -127,7 +126,6 @@ def test_nothing_remains_after_500_steps_of_sgd(network, rule):
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 @pytest.mark.parametrize("rule", ["sign_fa", standing("fa", stands=False)])
 def test_momentum_and_weight_decay_are_first_order(rule):
     model = models.with_rule(small_lenet(), rule)
@@ -140,7 +138,6 @@ def test_momentum_and_weight_decay_are_first_order(rule):
         assert largest(entry.first_order) > 0.1 * drift
 
 
-@pytest.mark.slow
 @pytest.mark.slow
 def test_the_identity_holds_for_any_optimizer_and_float32_weights():
     keras.config.set_dtype_policy("float32")
@@ -190,7 +187,6 @@ def test_several_steps_booked_at_once_balance_as_one():
         assert largest(entry.first_order) > 1e-3 * largest(entry.measured)
 
 
-@pytest.mark.slow
 @pytest.mark.slow
 def test_a_resumed_ledger_goes_on():
     model = small_resnet()

@@ -222,7 +222,6 @@ def test_arrows_have_the_angles_of_the_rows_and_their_lengths(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_the_animation_has_a_frame_for_each_snapshot(tmp_path):
     path = tmp_path / "aligning.gif"
     animation = figures.aligning_animation(turning([90, 30]), path)

@@ -162,7 +162,6 @@ def _propagate(stock, x, labels, feedback):
 
 # What is its alone, the graph; the rules of layers have their own tests.
 @pytest.mark.slow
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "rule",
     [helpers.standing(r, stands=r == "kolen_pollack") for r in RULES],
@@ -252,6 +251,7 @@ def test_resnet_batch_norm_has_torchs_constants():
     assert (norm.momentum, norm.epsilon) == (0.99, 1e-3)
 
 
+@pytest.mark.slow
 def test_resnet_pads_as_torch_does():
     """A stride-2 convolution of torch starts one pixel before the image."""
     model = models.resnet18((32, 32, 3), 3, "backprop", dtype="float64")
@@ -425,7 +425,6 @@ def test_the_output_scale_leaves_the_conservation_law():
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 @pytest.mark.parametrize("network", _SMALL)
 def test_every_layer_draws_for_itself(network):
     """An initializer or a seeded rule that the layers share does not repeat itself."""
@@ -494,6 +493,7 @@ def _own_state(model):
     return [v for v in model.variables if id(v) not in feedback]
 
 
+@pytest.mark.slow
 @every_rule
 def test_with_rule_carries_the_state_and_renews_the_feedback(rule):
     model = _nested()
@@ -608,7 +608,6 @@ def test_with_rule_errors():
         models.with_rule(model, "fa")
 
 
-@pytest.mark.slow
 @pytest.mark.slow
 @pytest.mark.parametrize("network", ["mlp", "lenet"])
 def test_mixed_float16_scales_its_losses(network):

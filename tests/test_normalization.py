@@ -73,6 +73,7 @@ def test_a_single_value_has_a_variance_of_zero():
     assert_as_kerass({"momentum": 0.5, "epsilon": 0.1}, batch((1, 1, 1, 3)))
 
 
+@pytest.mark.slow
 def test_with_xla():
     assert_as_kerass({}, batch((4, 3, 3, 2)), jit_compile=True)
 
@@ -134,7 +135,6 @@ def net(normalization=layers.BatchNormalization, conv=layers.Conv2D):
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_conversion_gives_it_to_any_model_and_takes_it_back(tmp_path):
     model, x = net(), batch((8, 6, 6, 2))
     model.get_layer("bn").moving_mean.assign([0.1, 0.2, 0.3, 0.4])
@@ -175,7 +175,6 @@ def test_the_laws_know_it():
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_replicas_keep_the_statistics_that_kerass_keep(mirrored):
     x, y = batch((8, 6, 6, 2)), np.arange(8) % 3
     kept = []
@@ -192,7 +191,6 @@ def test_replicas_keep_the_statistics_that_kerass_keep(mirrored):
         np.testing.assert_allclose(one, other, atol=1e-5)
 
 
-@pytest.mark.slow
 @pytest.mark.slow
 def test_resnet18_is_that_of_padded_convolutions():
     # In float64 nothing is fused; in float32 twenty layers differ by 6e-4.

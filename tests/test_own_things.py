@@ -215,7 +215,6 @@ NETWORK = '''
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*does not have a `quantize` method")
 def test_a_network_of_ones_own_is_trained_and_taken_away(tmp_path, monkeypatch):
     """By its name on a command line; saved, served, stock again and quantized."""

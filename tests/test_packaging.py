@@ -148,7 +148,6 @@ print(json.dumps([list(history), messages]))
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_the_layers_need_no_extra_and_a_room_without_its_own_names_it():
     needed = {
         "keras_fa.datasets.load('digits')": ("sklearn", "data"),

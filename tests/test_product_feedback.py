@@ -68,7 +68,6 @@ STANDING = [("dense", "decoupled decay"), ("conv", "momentum, coupled decay")]
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "optimizer"),
     [
@@ -87,7 +86,6 @@ def test_thirty_steps_are_those_of_the_long_form(double, kind, optimizer):
         assert_close(one, other, 1e-12)
 
 
-@pytest.mark.slow
 @pytest.mark.slow
 def test_b_and_the_law_are_those_of_the_long_form(double):
     models = [network(form, "conv") for form in ("short", "long")]
@@ -126,7 +124,6 @@ def test_an_expansion_of_one_leaves_nothing_outside(double):
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_float32_and_mixed_precision():
     # Measured: 8e-7, and 0.02, which is bfloat16's rounding over thirty steps.
     for dtype, tolerance in (("float32", 1e-5), ("mixed_bfloat16", 5e-2)):
@@ -162,7 +159,6 @@ def test_what_it_is_not_for_is_refused(optimizer, arguments, match):
     assert model.predict(data(model)[0], verbose=0).shape == (8, 3)
 
 
-@pytest.mark.slow
 @pytest.mark.slow
 def test_a_penalty_of_squares_and_a_loss_scale_are_for_both(double):
     sgd = OPTIMIZERS["sgd"]

@@ -143,6 +143,7 @@ def test_a_clone_has_the_rule_and_trains_by_itself(rule):
     assert not np.array_equal(values(model)[0], before[0])
 
 
+@pytest.mark.slow
 @every_rule("kolen_pollack", "dkp")
 def test_another_rule_and_back_keeps_the_weights(rule):
     model = fitted(compiled(network(rule), **EAGER))
@@ -160,7 +161,6 @@ def test_another_rule_and_back_keeps_the_weights(rule):
     assert stored[0] == stored[1]
 
 
-@pytest.mark.slow
 @pytest.mark.slow
 @every_rule("brsf")
 def test_two_replicas_train_as_one_device(rule, mirrored):
@@ -186,6 +186,7 @@ def test_two_replicas_train_as_one_device(rule, mirrored):
     assert np.abs(one.get_layer("first").kernel - start[0]).max() > 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
 @every_rule("pfa", "weight_mirror", "drtp")
 def test_mixed_precision_takes_the_same_steps(rule, policy):
@@ -223,7 +224,6 @@ def test_half_precision_trains(rule, dtype):
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 @every_rule("brsf")
 def test_steps_are_the_same_eager_in_graphs_and_under_xla(rule):
     results = [
@@ -240,7 +240,6 @@ def test_steps_are_the_same_eager_in_graphs_and_under_xla(rule):
                 assert_close(actual, expected, 2e-6)
 
 
-@pytest.mark.slow
 @pytest.mark.slow
 @every_rule("kolen_pollack", "dkp")
 def test_accumulated_gradients_are_those_of_the_whole_batch(rule):

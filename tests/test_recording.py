@@ -38,7 +38,6 @@ def compiled(loss_name, jit_compile=False):
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 @pytest.mark.parametrize("loss_name", ["cross_entropy", "half_squared_error"])
 @pytest.mark.parametrize(
     ("jit_compile", "regularized"), [(False, False), (False, True), (True, True)]

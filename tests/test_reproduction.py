@@ -472,6 +472,7 @@ def test_the_ledger_in_half_precision_is_a_part_of_the_drift():
     assert again.checks[0][1]
 
 
+@pytest.mark.slow
 def test_akrouts_table_compares_what_his_code_did_and_shows_both_steps(tmp_path):
     config, axes = grid("akrout_mnist")
     runs = tmp_path / "runs" / "akrout_mnist"
@@ -533,7 +534,6 @@ def test_errors_stand_beside_those_of_the_source(
     assert (tmp_path / f"{name}.png").stat().st_size > 5000
 
 
-@pytest.mark.slow
 @pytest.mark.slow
 def test_audits_stand_beside_their_own_baselines(tmp_path, monkeypatch):
     config, axes = grid("audit")

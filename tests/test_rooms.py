@@ -160,7 +160,6 @@ def imported(tree, known):
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_every_room_has_its_place_in_the_list():
     assert sorted(ROOMS) == sorted(rooms())
 

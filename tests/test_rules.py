@@ -406,7 +406,6 @@ def test_feedback_that_carries_no_error_is_refused(rule):
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 @pytest.mark.parametrize("network", ["mlp", "lenet"])
 def test_a_network_has_the_same_weights_under_every_rule(network):
     """Whatever a rule draws is not taken from the stream that W is drawn from."""

@@ -83,6 +83,7 @@ def _assert_equal(one, other):
         np.testing.assert_array_equal(a, b, err_msg=b.path)
 
 
+@pytest.mark.slow
 @every_net
 def test_gradients_are_those_of_the_rule(net):
     """With B set to W the stock model's; with B set to 0 none below the head."""

@@ -49,7 +49,6 @@ def same(some, others):
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 @pytest.mark.parametrize("drop_last", [False, True])
 def test_a_stream_is_what_the_set_in_memory_gives(path, drop_last):
     options = {"drop_last": drop_last, "seed": 3, "standardize": "channel"}
@@ -79,7 +78,6 @@ def digest(batches):
     ]
 
 
-@pytest.mark.slow
 @pytest.mark.slow
 @pytest.mark.parametrize("memory_bytes", [0, 10**9])
 def test_augmented_images_do_not_depend_on_threads_and_shards(path, memory_bytes):
@@ -113,7 +111,6 @@ class Cluster:
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 @pytest.mark.parametrize("cluster", [(1, 2), (2, 2), (4, 4), (2, 4)], ids=str)
 def test_all_workers_together_have_the_batches_of_one(path, cluster):
     workers, replicas = cluster
@@ -138,7 +135,6 @@ def test_all_workers_together_have_the_batches_of_one(path, cluster):
                     assert len({image for batch in epoch for image, _ in batch}) == 14
 
 
-@pytest.mark.slow
 @pytest.mark.slow
 def test_replicas_are_handed_what_a_set_in_memory_gives_them(path, mirrored):
     held, streamed = (load(path, memory_bytes=b) for b in (10**9, 0))
@@ -256,7 +252,6 @@ def test_what_no_stream_could_do_is_refused(path, options, message):
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("memory_bytes", "strategy", "then"),
     [
@@ -329,7 +324,6 @@ def test_a_run_goes_on_in_the_middle_of_an_epoch(
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_each_replica_goes_on_with_its_own_sums(mirrored):
     with mirrored.scope():
         model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2)])
@@ -346,7 +340,6 @@ def test_each_replica_goes_on_with_its_own_sums(mirrored):
     assert totals == [0.5] * len(before[0])
 
 
-@pytest.mark.slow
 @pytest.mark.slow
 def test_a_run_with_mixup_a_cosine_and_a_second_accuracy(path, tmp_path):
     config = configuration.default_config()

@@ -112,7 +112,6 @@ def test_a_mistake_is_a_line_and_verbosity_tells_where_it_came_from(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_a_run_prints_its_progress_its_table_and_its_figures_alone(tmp_path):
     # A module of the user's, called as one of the programs is.
     (tmp_path / "train.py").write_text(

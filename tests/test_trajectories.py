@@ -129,7 +129,6 @@ def train_by_hand(twins, update, x, labels):
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("network", "update"),
     [
@@ -211,7 +210,6 @@ def by_a_loop(model, x, y):
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("train", "arguments"),
     [
@@ -268,7 +266,6 @@ def difference(optimizer, steps=12, dtype="float64", penalty=None):
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [
@@ -287,6 +284,7 @@ def test_kolen_pollacks_difference_is_constant_without_decay(name):
     assert moved > 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [keras.optimizers.SGD, keras.optimizers.AdamW])
 def test_kolen_pollacks_difference_shrinks_with_decoupled_decay(make):
     found, _ = difference(make(RATE, weight_decay=DECAY))
@@ -314,7 +312,6 @@ def test_kolen_pollacks_difference_is_constant_where_gradients_are_clipped(clip)
     np.testing.assert_allclose(found, found[0], rtol=1e-13)
 
 
-@pytest.mark.slow
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(_DEPENDENT))
 def test_what_an_optimizer_makes_of_the_whole_kernel_moves_the_difference(name):
@@ -382,7 +379,6 @@ def direct_step_by_hand(twins, readouts, arguments, update, x, labels):
             readouts[number] = update((number, "B"), readout, gradient)
 
 
-@pytest.mark.slow
 @pytest.mark.slow
 @pytest.mark.parametrize(("network", "name", "update"), DIRECT_CELLS)
 def test_thirty_steps_of_direct_feedback_equal_numpys(double, network, name, update):

@@ -104,7 +104,6 @@ def test_chosen_values_reach_the_configuration_as_what_they_are():
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_what_belongs_to_one_rule_is_searched_under_that_rule(tmp_path):
     space = {
         **RULES,
@@ -159,7 +158,6 @@ def test_any_tuner_takes_the_hypermodel(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_a_search_ranks_its_trials_and_survives_diverged_ones(tmp_path):
     space = {"optimizer.learning_rate": {"choices": [1e-6, 0.5, 1e30]}}
     search = tuning.Search(base(), space, tmp_path / "search", trials=3)
@@ -182,6 +180,7 @@ def test_a_search_ranks_its_trials_and_survives_diverged_ones(tmp_path):
     assert len(list((tmp_path / "hparams").glob("*/events*"))) == 3
 
 
+@pytest.mark.slow
 def test_the_smallest_loss_is_the_best(tmp_path):
     space = {"optimizer.learning_rate": {"choices": [1e-6, 0.5]}}
     options = {"objective": "val_loss", "algorithm": "bayesian", "trials": 2}
@@ -191,6 +190,7 @@ def test_the_smallest_loss_is_the_best(tmp_path):
     assert search.best().optimizer.learning_rate == 0.5
 
 
+@pytest.mark.slow
 def test_hyperband_trains_what_its_rounds_say(tmp_path):
     search = tuning.Search(base(), RATE, tmp_path, "hyperband")
     search.run()
@@ -218,6 +218,7 @@ def test_rounds_are_keras_tuners(longest):
     assert tuning._hyperband_rounds(longest) == rounds
 
 
+@pytest.mark.slow
 def test_a_trial_that_does_not_get_better_ends_early(tmp_path):
     # Nothing is learned at this rate, so no line is better than the first.
     space = {"optimizer.learning_rate": {"choices": [1e-12, 2e-12]}}
@@ -257,6 +258,7 @@ def test_what_would_fail_every_trial_stops_the_search(tmp_path):
     assert len(list((tmp_path / "search" / "tuner").glob("trial_*"))) == 1
 
 
+@pytest.mark.slow
 def test_what_fails_one_trial_is_recorded(tmp_path):
     space = {"loss": {"choices": ["cross_entropy", "nonsense"]}}
     search = tuning.Search(base(), space, tmp_path, trials=2)
@@ -344,6 +346,7 @@ def searched(tmp_path_factory):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "damage",
     [
@@ -364,6 +367,7 @@ def test_what_keras_tuner_wrote_may_be_damaged(searched, tmp_path, damage):
     assert [p.stat().st_mtime_ns for p in tmp_path.rglob("summary.json")] == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "kept"),
     [
@@ -384,6 +388,7 @@ def test_a_search_goes_on_where_its_trials_are(searched, tmp_path, name, kept):
     assert again.table().equals(table)
 
 
+@pytest.mark.slow
 def test_a_trial_that_was_stopped_is_gone_on_with(searched, tmp_path):
     workdir, table = searched["random"]
     shutil.copytree(workdir, tmp_path / "search")
@@ -394,6 +399,7 @@ def test_a_trial_that_was_stopped_is_gone_on_with(searched, tmp_path):
     assert again.table().equals(table)
 
 
+@pytest.mark.slow
 def test_more_trials_of_a_search(searched, tmp_path):
     workdir, table = searched["random"]
     shutil.copytree(workdir, tmp_path / "search")
@@ -404,6 +410,7 @@ def test_more_trials_of_a_search(searched, tmp_path):
     assert names == ["00", "01", "02"] == sorted(again.table()["trial"])
 
 
+@pytest.mark.slow
 def test_what_a_trial_was_given_is_what_it_has(searched, tmp_path):
     """As where workers shared the search, so that trials ended in another order."""
     workdir, table = searched["bayesian"]
@@ -536,6 +543,7 @@ def test_killed_and_shared_searches_end_like_an_undisturbed_one(
     assert (tmp_path / "killed" / "trials.csv").read_text() == expected
 
 
+@pytest.mark.slow
 def test_a_wrong_space_file_is_named(tmp_path, space):
     missing = start(tmp_path / "none.py", tmp_path / "out", 1)
     space.write_text("def get_space():\n    return {'config': 'digits.py'}\n")
@@ -572,6 +580,7 @@ def test_a_worker_whose_chief_has_gone_says_so(tmp_path, monkeypatch, handler):
         signal.signal(signal.SIGINT, before)
 
 
+@pytest.mark.slow
 def test_a_chief_says_which_trial_nobody_is_at(searched, tmp_path, monkeypatch):
     monkeypatch.setattr(tuning, "_LOOK", 0.05)
     workdir, _ = searched["random"]

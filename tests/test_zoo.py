@@ -47,6 +47,7 @@ def released(made, monkeypatch):
     zoo._manifest.cache_clear()
 
 
+@pytest.mark.slow
 def test_a_network_predicts_as_its_run_did(released, monkeypatch):
     assert list(zoo.entries()) == ["mlp_dfa", "mlp_fa"]
     for name, entry in zoo.entries().items():
@@ -65,6 +66,7 @@ def test_a_network_predicts_as_its_run_did(released, monkeypatch):
     np.testing.assert_array_equal(b, zoo.load("mlp_fa", released).layers[-1].feedback)
 
 
+@pytest.mark.slow
 def test_the_same_run_makes_the_same_file(released, tmp_path):
     assert weights.release(released.parent / "runs", tmp_path) == zoo.entries()
     for name in zoo.entries():
@@ -72,6 +74,7 @@ def test_the_same_run_makes_the_same_file(released, tmp_path):
         assert again == (released / f"{name}.keras").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_file_that_was_changed_is_refused(released, tmp_path):
     content = bytearray((released / "mlp_fa.keras").read_bytes())
     content[len(content) // 2] ^= 1
@@ -82,6 +85,7 @@ def test_a_file_that_was_changed_is_refused(released, tmp_path):
     assert hashlib.sha256(content).hexdigest() in str(told.value)
 
 
+@pytest.mark.slow
 def test_what_is_not_there_is_told_with_the_command_that_makes_it(released, tmp_path):
     with pytest.raises(ValueError, match='Did you mean "mlp_fa"'):
         zoo.load("mlp-fa", released)
@@ -94,6 +98,7 @@ def test_what_is_not_there_is_told_with_the_command_that_makes_it(released, tmp_
         assert "keras-fa zoo --runs=" in str(told.value)
 
 
+@pytest.mark.slow
 def test_a_file_is_fetched_from_where_the_release_says(released, tmp_path, monkeypatch):
     manifest = json.loads((released.parent / "zoo.json").read_text())
     manifest["url"] = released.as_uri()
@@ -114,6 +119,7 @@ def test_a_file_is_fetched_from_where_the_release_says(released, tmp_path, monke
     )
 
 
+@pytest.mark.slow
 def test_runs_that_cannot_be_released(made, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="No finished run of mlp or lenet"):
         weights.release(made / "runs", tmp_path, seed=1)
@@ -123,6 +129,7 @@ def test_runs_that_cannot_be_released(made, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_the_command_writes_files_and_manifest(made, tmp_path):
     program = [sys.executable, str(ROOT / "trainers" / "zoo.py")]
     files, manifest = tmp_path / "files", tmp_path / "zoo.json"
