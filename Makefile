@@ -7,8 +7,6 @@
 PYTHON ?= python3
 BIN := .venv/bin
 WORKDIR ?= runs/digits
-# Processes of `make test-slow`.
-WORKERS ?= 2
 
 .PHONY: train test docs notebooks unit test-slow test-jax test-torch test-jax-runs long lint clean
 
@@ -28,13 +26,13 @@ docs: .venv/docs
 notebooks: .venv/docs
 	$(BIN)/python -m pytest --long -m notebooks -s tests/test_notebooks.py
 
-PYTEST := $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder -n
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 unit: .venv/ready
-	$(PYTEST) 2 -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-slow: .venv/ready
-	$(PYTEST) $(WORKERS) -m slow
+	$(PYTEST) -m slow
 
 test-jax test-torch: test-%: .venv-%/ready
 	KERAS_BACKEND=$* .venv-$*/bin/python -m pytest
@@ -45,7 +43,7 @@ test-jax-runs: .venv/ready
 # What both leave out for its length: the whole of each table, kills of sweeps, searches
 # and workers.
 long: .venv/ready
-	$(PYTEST) 2 --long -m long
+	$(PYTEST) --long -m long
 
 lint: .venv/ready
 	$(BIN)/ruff check .
