@@ -434,8 +434,9 @@ def decays(optimizer, variable):
 
     while isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
         optimizer = optimizer.inner_optimizer
-    # Within a layer's call a variable reads as its cast, which no optimizer knows.
-    with AutocastScope(None):
+    # Within a layer's call a variable reads as its cast, and where an instrument puts
+    # tensors in its place as one of them: neither is known to an optimizer.
+    with keras.StatelessScope(initialize_variables=False), AutocastScope(None):
         return optimizer._use_weight_decay(variable)
 
 

@@ -369,6 +369,19 @@ def test_gradient_alignment_is_that_of_both_gradients_by_hand(rule):
         np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.parametrize("rule", ["kolen_pollack", "pfa_short"])
+def test_what_an_optimizer_learns_is_measured_with_and_without_one(rule):
+    model = models.mlp((5,), (6,), 3, rule=rule)
+    x, y = data((5,))
+    loss = cross_entropy()
+    alone = analysis.gradient_alignment(model, x, y, loss)
+    errors = analysis.error_alignment(model, x, y, loss)
+    # Its decay is asked for at each call in training.
+    model.compile(optimizers.TorchSGD(0.1, weight_decay=1e-3), loss)
+    assert analysis.gradient_alignment(model, x, y) == alone
+    assert analysis.error_alignment(model, x, y) == errors
+
+
 def test_error_signals_are_those_by_hand():
     model = mlp("fa")
     x, y = data((6,))
