@@ -4,12 +4,12 @@ Source: none; a question of our own: what half precision does to accuracy under 
     rule, and to the ledger of the conserved quantities.
 Command: python trainers/sweep.py --grid=configs/grids/precision.py \
              --workdir=runs/precision
-Expected: 18 cells of 2 to 4 minutes, 30 minutes on 2 cores.
+Expected: 18 cells of 2 to 4 minutes, 40 minutes on 2 cores.
 
 Plain gradient descent, under which the first order of the ledger is 0 but for rounding.
 Compiled by XLA, which on a CPU without bfloat16 or float16 computes in float32 and
-rounds what comes out, in the time of float32; TensorFlow's own kernels take 25 times as
-long.
+rounds what comes out, in some 1.5 of float32's time; TensorFlow's own kernels take 25
+times as long.
 """
 
 
