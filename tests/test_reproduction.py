@@ -32,6 +32,7 @@ from keras_fa.papers import (
     sections,
     song,
     standing,
+    theorems,
     theory,
 )
 
@@ -334,6 +335,35 @@ def test_song_tables_and_checks(tmp_path):
     assert verdicts["ReLU: without the penalty alignment falls with p"] is True
     assert verdicts["ReLU: alignment rises with lambda at every p"] is False
     assert verdicts["tanh: without the penalty alignment falls with p"] is None
+
+
+def test_alignment_rises_with_the_penalty_up_to_what_the_end_leaves_open(tmp_path):
+    cosines = {
+        200: [0.1, 0.9, 0.895],  # Less than what is open below the one before.
+        800: [0.05, 0.9, 0.8],
+        3200: [0.1, 0.105, 0.109],
+    }
+    rows = pd.DataFrame(
+        {
+            "seed": 0,
+            "activation": "linear",
+            "p": p,
+            "penalty": penalty,
+            "cosine": cosine,
+            "loss": 0.1 * penalty,
+            "steps": 10,
+            "converged": True,
+        }
+        for p, found in cosines.items()
+        for penalty, cosine in zip((0.0, 0.2, 2.0), found, strict=True)
+    )
+    for p, holds in ((200, True), (800, False), (3200, False)):
+        made = section("figure2_converged")
+        theorems.figure_2(made, rows[rows["p"] == p], tmp_path)
+        verdicts = {claim: verdict for claim, verdict, _ in made.checks}
+        (rises,) = [v for c, v in verdicts.items() if "alignment rises" in c]
+        assert rises is holds
+        assert verdicts["linear: the final loss rises with lambda at every p"] is True
 
 
 def test_the_report_is_one_file_with_everything_in_it(tmp_path):

@@ -94,6 +94,11 @@ def points(panels, path, xlabel, ylabel, colors, labels=None, **axes):
             )
         axis.set(title=title, xlabel=xlabel, ylabel=ylabel, **axes)
         axis.margins(x=0.04)
+        if axes.get("xscale") == "log":
+            # matplotlib's own labels of less than a decade lie over each other.
+            at = sorted({x for found in panels[title].values() for x, _ in found})
+            axis.set_xticks(at, [f"{x:g}" for x in at])
+            axis.set_xticks([], minor=True)
 
     figure = grid([t for t in panels if panels[t]], draw, path)
     return None if figure is None else path
