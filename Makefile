@@ -41,9 +41,9 @@ test-jax-runs: .venv/ready
 	KERAS_BACKEND=jax $(BIN)/python -m pytest
 
 # What both leave out for its length: the whole of each table, kills of sweeps, searches
-# and workers.
+# and workers; XLA compiles as it does for users.
 long: .venv/ready
-	$(PYTEST) --long -m long
+	XLA_FLAGS= $(PYTEST) --long -m long
 
 lint: .venv/ready
 	$(BIN)/ruff check .

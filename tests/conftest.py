@@ -6,6 +6,12 @@ import os
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # As the programs do, with which runs of this process are compared bit for bit.
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+# Programs of tests are small: compiling them well takes longer than running them. With
+# XLA_FLAGS set, even to nothing as in `make long`, it is as the environment says.
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
+)
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Tests beside each other, and the processes that they start, have a core each.
     for variable in ("TF_NUM_INTRAOP_THREADS", "OMP_NUM_THREADS"):
