@@ -4,6 +4,7 @@ import math
 
 import matplotlib
 import numpy as np
+from matplotlib import ticker
 
 from keras_fa import _logs
 from keras_fa.figures import grid
@@ -51,6 +52,7 @@ def curves(panels, path, xlabel, ylabel, colors, labels=None, **axes):
             if len(values) > 1:
                 axis.fill_between(x, low, high, color=colors[key], alpha=0.2, lw=0)
         axis.set(title=title, xlabel=xlabel, ylabel=ylabel, **axes)
+        _write_out(axis.yaxis)
 
     figure = grid([t for t in panels if panels[t]], draw, path)
     return None if figure is None else path
@@ -99,6 +101,7 @@ def points(panels, path, xlabel, ylabel, colors, labels=None, **axes):
             at = sorted({x for found in panels[title].values() for x, _ in found})
             axis.set_xticks(at, [f"{x:g}" for x in at])
             axis.set_xticks([], minor=True)
+        _write_out(axis.yaxis)
 
     figure = grid([t for t in panels if panels[t]], draw, path)
     return None if figure is None else path
@@ -128,6 +131,14 @@ def scatter(panels, path, xlabel, ylabel, colors, labels=None, **axes):
 
     figure = grid([t for t in panels if panels[t]], draw, path)
     return None if figure is None else path
+
+
+def _write_out(axis):
+    """Numbers such as 2 for 2 x 10^0 on a logarithmic axis of two decades or less."""
+    low, high = axis.get_view_interval()
+    if axis.get_scale() == "log" and high <= 100 * low:
+        axis.set_major_formatter(ticker.LogFormatter())
+        axis.set_minor_formatter(ticker.LogFormatter(minor_thresholds=(2, 0.6)))
 
 
 def band(values, spread="se", log=False):
