@@ -449,6 +449,13 @@ def test_the_command_line(tmp_path):
     axes = [{"seed": [0]}, {"model.hidden_units": [(15,)]}, {"rule": ["fa", "ada_fa"]}]
     table3_runs(tmp_path / "runs" / "table3", axes, lambda cell: 0.1)
     command = [sys.executable, "trainers/reproduce.py", f"--runs={tmp_path / 'runs'}"]
+    # Its folder is gone, its record is not.
+    (gone,) = sweeps.cells(grid("table3")[0], [{"seed": [1]}, *axes[1:2]])
+    leave(gone, tmp_path / "apart", [{"epoch": 0}], "diverged")
+    records.add(
+        tmp_path / "results" / "cells" / "table3.jsonl",
+        {"seed=1,hidden_units=15,rule=fa": tmp_path / "apart" / gone.name},
+    )
 
     def reproduce(*arguments):
         return subprocess.run(
@@ -463,7 +470,8 @@ def test_the_command_line(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "table3 (RK24, table 3): 2 runs, 238 cells missing" in done.stdout
     text = (tmp_path / "results" / "report.html").read_text()
-    assert "seed=2,hidden_units=200,rule=backprop" in text
+    assert "open: seed=2,hidden_units=200,rule=backprop" in text
+    assert "diverged: seed=1,hidden_units=15,rule=fa" in text
     assert len(pd.read_csv(tmp_path / "results" / "table3.csv")) == 2
 
     refused = reproduce("--experiment=tabel3", f"--results={tmp_path / 'other'}")

@@ -105,7 +105,7 @@ def _names(experiments):
 def _section(name, experiment, folder):
     """The section of one experiment, from the runs that are there."""
     from keras_fa import papers, sweeps
-    from keras_fa.lab import plans, records
+    from keras_fa.lab import plans, records, run_folder
     from keras_fa.papers import printed
 
     if experiment.measured:
@@ -116,12 +116,15 @@ def _section(name, experiment, folder):
     base = grid["config"]
     runs = _RUNS.value / experiment.grid
     found = _runs_of(experiment.grid)
+    ended = {
+        identity: one["summary"]["status"]
+        for identity, one in records.read(_recorded(experiment.grid)).items()
+    }
     missing = {}
-    cells = sweeps.cells(base, grid["axes"])
-    for cell in records.without_recorded(
-        cells, _recorded(experiment.grid), (sweeps.FINISHED,)
-    ):
-        missing[cell.name] = sweeps.status(cell, runs)
+    for cell in sweeps.cells(base, grid["axes"]):
+        status = ended.get(run_folder.identity(cell.config.to_dict()))
+        if status != sweeps.FINISHED:
+            missing[cell.name] = status or sweeps.status(cell, runs)
     section = papers.Section(
         name,
         experiment.title,
