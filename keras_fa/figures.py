@@ -486,6 +486,9 @@ def grid(items, draw, path=None, ax=None, chosen=None, chooser="items"):
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
             handles.setdefault(label, handle)
     if handles and ax is None:
+        # Panels would be squeezed beside a longer one; inches for each letter.
+        longest = max(len(label) for label in handles)
+        figure.set_figwidth(figure.get_figwidth() + 0.075 * max(longest - 8, 0))
         figure.legend(
             handles.values(), handles.keys(), loc="outside right center", frameon=False
         )

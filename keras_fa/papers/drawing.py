@@ -134,11 +134,12 @@ def scatter(panels, path, xlabel, ylabel, colors, labels=None, **axes):
 
 
 def _write_out(axis):
-    """Numbers such as 2 for 2 x 10^0 on a logarithmic axis of two decades or less."""
+    """Numbers such as 0.2 on a logarithmic axis of two decades or less."""
     low, high = axis.get_view_interval()
     if axis.get_scale() == "log" and high <= 100 * low:
-        axis.set_major_formatter(ticker.LogFormatter())
-        axis.set_minor_formatter(ticker.LogFormatter(minor_thresholds=(2, 0.6)))
+        axis.set_minor_locator(ticker.LogLocator(subs=(2, 3, 5)))
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_formatter("{x:g}")
 
 
 def band(values, spread="se", log=False):
