@@ -6,13 +6,14 @@ Source: the benchmark table and code of biotorch (Sanfiz and Akrout, 2021, arXiv
 Command: python trainers/train.py --config=configs/biotorch_mnist_lenet.py --workdir=DIR
 Expected: biotorch has 0.91% of the test images wrong under backpropagation and brSF,
     0.94% under sign-FA, 0.97% under frSF, 1.61% under DFA, 1.70% under FA. Means of
-    three seeds here, in the same order, as the grid has it: 0.80, 1.11, 0.96, 0.93, 1.99
-    (standard error 0.18) and 1.82%.
+    three seeds here, in the same order, as the grid has it: 0.80, 1.11, 0.96, 0.93,
+    1.99 (standard error 0.18) and 1.82%.
 
-DFA misses biotorch's by 0.38 points. It is not the same rule in convolutions: biotorch's
-spreads the error over all positions and folds it by a random kernel, ours projects it to
-each position and channel. Its training error is still 1.6% here, and its 60 epochs are a
-quarter of those of biotorch's files, which keep the best epoch by the test set besides.
+DFA misses biotorch's by 0.38 points. It is not the same rule in convolutions:
+biotorch's spreads the error over all positions and folds it by a random kernel, ours
+projects it to each position and channel. Its training error is still 1.6% here, and its
+60 epochs are a quarter of those of biotorch's files, which keep the best epoch by the
+test set besides.
 
 biotorch publishes no configuration for MNIST. From that of its CIFAR-10 LeNet: Glorot
 uniform W and B, batches of 128 with the last one dropped, SGD of momentum 0.9 with
