@@ -9,6 +9,7 @@ from matplotlib import colors
 
 from keras_fa import figures, models
 from keras_fa.lab import run_folder
+from keras_fa.papers import drawing
 
 BLUE = "#0072b2"  # FA's
 
@@ -380,3 +381,37 @@ def test_a_search_draws_the_best_so_far_and_each_field(tmp_path):
     figures.search(table, "val_loss", space, fields="rate", ax=axis)
     assert axis.get_xlabel() == "rate"
     assert figures.search(table[1:2], "val_loss", space) is None
+
+
+def test_a_long_legend_leaves_the_panel_its_width():
+    def draw(axis, item):
+        axis.plot(
+            [0, 1], [0, 1], label="isometric, inverse square, T ~ sqrt(p), n = 50"
+        )
+
+    figure = figures.grid(["one"], draw)
+    figure.draw_without_rendering()
+    (axis,) = figure.axes
+    assert axis.get_position().width * figure.get_figwidth() > 2.5
+
+
+@pytest.mark.parametrize(
+    ("values", "written"),
+    [([0.2, 1.0, 3.0], ["0.2", "0.3", "0.5", "1", "2", "3"]), ([1e-6, 1e-3, 1.0], [])],
+)
+def test_a_short_logarithmic_axis_is_written_out(
+    values, written, tmp_path, monkeypatch
+):
+    made = []
+
+    def kept(*arguments):
+        made.append(figures.grid(*arguments))
+        return made[0]
+
+    monkeypatch.setattr(drawing, "grid", kept)
+    panels = {"": {"a": (np.arange(3), np.asarray([values]))}}
+    drawing.curves(panels, tmp_path / "figure.png", "x", "y", {"a": "k"}, yscale="log")
+    (axis,) = made[0].axes
+    shown = {tick.get_text() for tick in axis.get_yticklabels(which="both")}
+    assert shown >= set(written)
+    assert written or all("10^" in text for text in shown if text)
