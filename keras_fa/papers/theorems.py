@@ -11,7 +11,7 @@ from keras_fa.papers.sections import plus_minus
 
 _ACTIVATIONS = {"linear": "linear", "relu": "ReLU", "tanh": "tanh"}
 # Of a cosine that moved by less than 1e-3 in the last tenth of the time in which the
-# penalty shrinks beta by e: 1e-3 / (1 - e^-0.1) are still to come at the most.
+# penalty shrinks beta by e: 1e-3 / (e^0.1 - 1) are still to come at the most.
 _OPEN = 0.01
 
 
