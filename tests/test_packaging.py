@@ -229,4 +229,4 @@ def test_an_installed_sweep_takes_names_and_its_workers_are_quiet(installed, tmp
         cwd=tmp_path,
     )
     assert (listed.returncode, listed.stderr) == (0, "")
-    assert "60 cells; about" in listed.stdout
+    assert "240 cells; about" in listed.stdout
