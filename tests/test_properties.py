@@ -212,7 +212,7 @@ def test_mixed_precision_takes_the_same_steps(rule, policy):
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-@every_rule()
+@every_rule("pfa_short")
 def test_half_precision_trains(rule, dtype):
     model = compiled(network(rule, dtype), keras.optimizers.SGD(0.05), **EAGER)
     start = [layer.kernel.numpy() for layer in feedback_layers(model)]

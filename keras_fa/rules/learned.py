@@ -150,18 +150,23 @@ class ShortProductFeedback(ProductFeedback):
             def initial(kernel, kernel_initializer):
                 # All of them are of one draw of R and P.
                 if not found:
-                    r = draw_r(kernel, kernel_initializer)
-                    p = draw_p(kernel, kernel_initializer)
+                    dtype = keras.backend.standardize_dtype(kernel.dtype)
+                    # TensorFlow solves nothing in half precision.
+                    wide = keras.backend.result_type(dtype, "float32")
+                    r = ops.cast(draw_r(kernel, kernel_initializer), wide)
+                    p = ops.cast(draw_p(kernel, kernel_initializer), wide)
+                    kernel = ops.cast(kernel, wide)
                     rest = ops.reshape(r, (-1, p.shape[0]))
                     rest = rest - ops.matmul(geometry.matrix(kernel), ops.transpose(p))
                     gram = ops.matmul(ops.transpose(p), p)
                     seen = ops.matmul(rest, p)
                     offset = ops.transpose(ops.solve(gram, ops.transpose(seen)))
                     outside = rest - ops.matmul(offset, ops.transpose(p))
-                    found["gram"] = gram
-                    found["offset"] = ops.reshape(offset, (*inputs, outputs))
                     norm = ops.norm(outside, axis=-1)
-                    found["rest"] = ops.reshape(norm, (*inputs, 1))
+                    found["gram"] = ops.cast(gram, dtype)
+                    offset = ops.reshape(offset, (*inputs, outputs))
+                    found["offset"] = ops.cast(offset, dtype)
+                    found["rest"] = ops.cast(ops.reshape(norm, (*inputs, 1)), dtype)
                 return found.pop(name)
 
             return initial
