@@ -4,8 +4,10 @@ Source: Robertson and Koyejo (2023), section 6: figure 1 (conserved quantity), f
 (loss) and the minimum-norm solution.
 Command: python trainers/train.py --config=configs/rk23.py --workdir=DIR
     ReLU: --config.model.activation=relu
-    Minimum norm: --config.model.kernel_initializer=zeros
+    Minimum norm: --config.model.kernel_initializer=zeros \
+             --config.rule="{'dense_1': 'backprop', 'dense_2': 'ada_fa'}"
 Expected: 20 seconds. From zeros, the linear network ends at the minimum-norm solution.
+    dense_1 then has no B, which ada_fa would take from zeros; no error needs one there.
 
 W1 ~ N(0, 1/10), W2 ~ N(0, 1), B2 = W2(0), which is adaFA's start. Choices where the
 paper is silent: 50 samples of N(0, I) in 100 dimensions, 10 outputs, 50 hidden units,

@@ -17,7 +17,8 @@ import pytest
 
 from keras_fa import analysis, papers, sweeps
 from keras_fa.analysis._alignment import Alignment
-from keras_fa.lab import plans, records, run_folder
+from keras_fa.lab import build, plans, records, run_folder
+from keras_fa.layers import feedback_layers
 from keras_fa.papers import (
     akrout,
     audits,
@@ -403,6 +404,30 @@ def test_grids_are_whole(path):
     assert cells
     listed = re.search(r"Expected: (\d+) cells", text)
     assert listed is None or int(listed[1]) == len(cells)
+
+
+def _small(path):
+    """The cells of a grid with networks that are built in no time."""
+    cells = sweeps.cells(*grid(path.stem))
+    return [c.config for c in cells if c.config.model.name in ("mlp", "lenet")]
+
+
+SMALL = [path for path in GRIDS if _small(path)]
+
+
+@pytest.mark.parametrize("path", SMALL, ids=lambda path: path.stem)
+def test_networks_of_grids_can_be_built(path):
+    """One of each kind: rules and initializers must go together."""
+    chosen = {}
+    for config in _small(path):
+        if "hidden_units" in config.model:
+            config.model.hidden_units = len(config.model.hidden_units) * (3,)
+        chosen[f"{config.model}{config.rule}"] = config
+    for config in chosen.values():
+        shape = (5,) if config.model.name == "mlp" else (32, 32, 3)
+        dataset = types.SimpleNamespace(input_shape=shape, num_classes=2)
+        model = build._network(config, dataset, build.rule_of(config))
+        assert feedback_layers(model)
 
 
 def test_a_claim_is_contrary_as_soon_as_a_check_fails():

@@ -427,7 +427,8 @@ def carries_errors(feedback, origin):
             f"B would be zero, for {origin} zeros: no error would ever reach the "
             "layers below. Give the rule an initializer of its own, such as "
             'keras_fa.rules.FeedbackAlignment("glorot_uniform"), or the kernel another '
-            "one."
+            "one. A first layer, which passes no error on, can do without: "
+            'rule="backprop".'
         )
     return feedback
 
