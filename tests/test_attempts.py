@@ -356,6 +356,15 @@ def test_errors_name_the_run_folder(tmp_path):
     assert attempts.HOME not in str(found.value)
 
 
+def test_a_worker_follows_the_one_that_writes_in_its_own_folder_alone(tmp_path):
+    with RunFolder(tmp_path / "run", CONFIG) as chief:
+        (chief.path / "seen").touch()
+        for name, sees in (("run", True), ("beside", False)):
+            worker = RunFolder(tmp_path / name, CONFIG, writes=False)
+            worker.follow(chief.place)
+            assert (worker.path / "seen").exists() is sees
+
+
 def test_what_a_callback_lays_into_the_run_folder_stays(tmp_path):
     path = tmp_path / "run"
     with RunFolder(path, CONFIG) as folder:

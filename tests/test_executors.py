@@ -250,7 +250,10 @@ def test_two_copies_as_processes(tmp_path):
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "2 copies started as job" in done.stdout and "4 finished" in done.stdout
-    done = subprocess.run(
-        [*command, "--status"], cwd=ROOT, capture_output=True, text=True, timeout=60
-    )
-    assert done.stdout == "4 finished\ncopies: none\n"
+    # The sweep is over with its cells, the copies a moment later.
+    told, deadline = "", time.monotonic() + 60
+    while told != "4 finished\ncopies: none\n" and time.monotonic() < deadline:
+        told = subprocess.run(
+            [*command, "--status"], cwd=ROOT, capture_output=True, text=True, timeout=60
+        ).stdout
+    assert told == "4 finished\ncopies: none\n"

@@ -79,7 +79,7 @@ class Attempt:
     """
 
     def __init__(self, target, number):
-        self._target, self._claim = target, _home(target) / str(number)
+        self._target, self._claim = target, home_of(target) / str(number)
         self._number = number
         self._token = secrets.token_hex(4)
         self.path = self._claim / self._token
@@ -118,9 +118,9 @@ class Attempt:
         self.path.mkdir()
         if self._number == 1:
             return False
-        before = [n for n in _numbers(_home(self._target)) if n < self._number]
+        before = [n for n in _numbers(home_of(self._target)) if n < self._number]
         for number in sorted(before, reverse=True):
-            for folder in _contents(_home(self._target) / str(number)):
+            for folder in _contents(home_of(self._target) / str(number)):
                 _inherit(folder, self.path)
                 return True
         return False
@@ -147,7 +147,7 @@ class Attempt:
             is_begun = False
         if not is_begun:
             self.drop()
-        elif self._number < max(_numbers(_home(self._target)), default=0):
+        elif self._number < max(_numbers(home_of(self._target)), default=0):
             # The one after it may be taking over what is here.
             self._end()
         else:
@@ -161,16 +161,16 @@ class Attempt:
         """Takes away what the attempt holds, and the attempt."""
         self._end()
         shutil.rmtree(self._claim, ignore_errors=True)
-        for folder in (_home(self._target), _home(self._target).parent):
+        for folder in (home_of(self._target), home_of(self._target).parent):
             with contextlib.suppress(OSError):
                 folder.rmdir()
 
     def _clear(self):
         """Takes away what other attempts have left, once the run is over."""
-        shutil.rmtree(_home(self._target), ignore_errors=True)
+        shutil.rmtree(home_of(self._target), ignore_errors=True)
         # Of a sweep's other cells there may be more.
         with contextlib.suppress(OSError):
-            _home(self._target).parent.rmdir()
+            home_of(self._target).parent.rmdir()
 
     def _end(self):
         self._over.set()
@@ -209,7 +209,7 @@ def claim(target):
         HeldError: If another process is at it.
         OSError: If the folders cannot be made.
     """
-    home, deadline = _home(target), time.monotonic() + patience
+    home, deadline = home_of(target), time.monotonic() + patience
     while True:
         newest = max(_numbers(home), default=0)
         if newest and (state := _state(home / str(newest))) != FREE:
@@ -240,13 +240,13 @@ def held(target):
         FREE, ALIVE, or UNKNOWN for a holder on another machine that has given no sign
         of life since this process first looked, nor been silent for the lease.
     """
-    newest = max(_numbers(_home(target)), default=0)
-    return _state(_home(target) / str(newest)) if newest else FREE
+    newest = max(_numbers(home_of(target)), default=0)
+    return _state(home_of(target) / str(newest)) if newest else FREE
 
 
 def seen(target):
     """What this process has seen of a run's holders, for `tell` in another one."""
-    prefix = f"{_home(target)}{os.sep}"
+    prefix = f"{home_of(target)}{os.sep}"
     return {path: found for path, found in _seen.items() if path.startswith(prefix)}
 
 
@@ -263,13 +263,14 @@ def place(target):
     """
     target = pathlib.Path(target)
     if not (target / "config.json").exists():
-        for number in sorted(_numbers(_home(target)), reverse=True):
-            for folder in _contents(_home(target) / str(number)):
+        for number in sorted(_numbers(home_of(target)), reverse=True):
+            for folder in _contents(home_of(target) / str(number)):
                 return folder
     return target
 
 
-def _home(target):
+def home_of(target):
+    """Where the attempts at a run are, each in a folder of its number."""
     return target.parent / HOME / target.name
 
 

@@ -222,13 +222,21 @@ class RunFolder:
 
     @property
     def place(self):
-        """Where its files are now, as workers that share the folder are told it."""
-        return str(self.path.relative_to(self._target.parent))
+        """Which attempt has its files, as workers that share the folder are told it.
+
+        Who does not write has none to tell of: "".
+        """
+        if not self.writes:
+            return ""
+        return str(self.path.relative_to(attempts.home_of(self._target)))
 
     def follow(self, place):
-        """Reads where the worker that writes has its files: its `place`."""
+        """Reads where the worker that writes has its files: its `place`.
+
+        A worker that was given another folder finds nothing there.
+        """
         if not self.writes:
-            self.path = self._target.parent / place
+            self.path = attempts.home_of(self._target) / place
 
     def begin(self, epoch):
         """Begins or resumes the run: the folder belongs to its configuration from here.
