@@ -94,6 +94,13 @@ EXPERIMENTS = {
         paper=_TABLE3,
         stored=("table3.csv",),
     ),
+    "table3_steps": Experiment(
+        "table3_steps",
+        "Noisy MNIST: the law at larger steps over the same time",
+        "RK24, table 3",
+        (noisy_mnist.larger_steps,),
+        stored=("table3_steps.csv",),
+    ),
     "fig2": Experiment(
         "table3",
         "Noisy MNIST: the conserved ratio",

@@ -92,6 +92,69 @@ def table3(section, runs, folder):
         )
 
 
+def larger_steps(section, runs, folder):
+    """The deviation at the end against the learning rate, over the same time."""
+    table = run_folder.aggregate(
+        pd.DataFrame(
+            {
+                "width": run.width,
+                "method": run.settings["rule"],
+                "rate": run.settings["optimizer.learning_rate"],
+                "deviation": abs(phi.iloc[-1] / phi.iloc[0] - 1),
+            }
+            for run in runs
+            for phi in [_paper_potential(run.log)]
+        ),
+        ["method", "width", "rate"],
+        ["deviation"],
+    )
+    section.data["table3_steps.csv"] = table
+    rates = sorted(table["rate"].unique())
+    names = {rate: f"rate {rate:g}" for rate in rates}
+    for method, own in table.groupby("method"):
+        label = drawing.LABELS[method]
+        compared = pivot(
+            own,
+            "width",
+            "rate",
+            lambda r: plus_minus(r["deviation_mean"], r["deviation_se"]),
+            order=rates,
+            names=names,
+        )
+        paper = {width: printed.TABLE3[width, method] for width in compared["width"]}
+        compared["paper, rate 0.05"] = [f"{m:g} ± {e:g}" for m, e in paper.values()]
+        section.tables[
+            f"{label}: |Φ/Φ(0) - 1| at the end, the same learning rate x epochs; mean "
+            "± standard error."
+        ] = compared
+        means = own.pivot(index="width", columns="rate", values="deviation_mean")
+        means = means.dropna(axis="columns")
+        apart = means.apply(
+            lambda column, p=paper: max(
+                max(v / p[w][0], p[w][0] / v) for w, v in column.items()
+            )
+        )
+        section.checks.append(
+            (
+                f"{label}: at some rate within a factor of 4 of the paper's at every "
+                "width",
+                bool(apart.min() < 4) if len(apart) else None,
+                "the largest factor is "
+                + ", ".join(f"{v:.3g} at {rate:g}" for rate, v in apart.items()),
+            )
+        )
+        if method != "backprop" and {0.05, 0.15} <= set(means):
+            grown = means[0.15] / means[0.05]
+            section.checks.append(
+                (
+                    f"{label}: at three times the rate the narrowest network drifts "
+                    "more than three times as far",
+                    bool(grown.iloc[0] > 3),
+                    ", ".join(f"{v:.3g} at width {w}" for w, v in grown.items()),
+                )
+            )
+
+
 def figure2(section, runs, folder):
     """The conserved ratio against epochs, by width."""
     panels, colors = _by_width(
