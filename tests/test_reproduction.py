@@ -194,6 +194,43 @@ def test_table3_and_its_checks(tmp_path):
     assert verdicts[agree.format("FA")] == (False, "2 smaller")
 
 
+def test_larger_steps_are_laid_beside_the_papers_deviations(tmp_path):
+    config, axes = grid("table3_steps")
+    axes = [*axes[:2], {"model.hidden_units": [(15,), (60,)]}, {"rule": ["fa"]}]
+    # FA's 1.5 and 0.2 in the paper: 0.15 comes within 2 and 2.5 of both.
+    values = {0.05: (0.03, 0.006), 0.1: (0.06, 0.012), 0.2: (6.0, 1.0)}
+    values[0.15] = (0.75, 0.08)
+    for cell in sweeps.cells(config, axes):
+        rate, width = (
+            cell.config.optimizer.learning_rate,
+            cell.config.model.hidden_units,
+        )
+        deviation = values[rate][width == (60,)]
+        lines = [
+            {
+                "epoch": epoch,
+                "norm/dense_1": math.sqrt(2 * factor),
+                "inner/dense_2": 0.0,
+            }
+            for epoch, factor in ((0, 1.0), (5, 9.0), (10, 1 + deviation))
+        ]
+        leave(cell, tmp_path, lines)
+    made = section("table3_steps")
+    noisy_mnist.larger_steps(made, papers.read_runs(tmp_path), tmp_path)
+    verdicts = {claim: (holds, why) for claim, holds, why in made.checks}
+    near = "FA: at some rate within a factor of 4 of the paper's at every width"
+    factors = "50 at 0.05, 25 at 0.1, 2.5 at 0.15, 5 at 0.2"
+    assert verdicts[near] == (True, f"the largest factor is {factors}")
+    grown = (
+        "FA: at three times the rate the narrowest network drifts more than three "
+        "times as far"
+    )
+    assert verdicts[grown] == (True, "25 at width 15, 13.3 at width 60")
+    (table,) = made.tables.values()
+    assert table["paper, rate 0.05"].tolist() == ["1.5 ± 0.6", "0.2 ± 0.1"]
+    assert table["rate 0.15"].tolist() == ["0.75", "0.08"]
+
+
 def test_recorded_cells_count_when_their_folders_are_gone(tmp_path):
     axes = [
         {"seed": [0, 1]},
