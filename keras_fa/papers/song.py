@@ -221,8 +221,9 @@ def song_mnist(section, runs, folder):
                     f"{start}: {what} rises with lambda",
                     decreasing(-means) if len(means) > 1 else None,
                     ", ".join(
-                        f"λ = {r[0]:g}: {r[1]:.3f} (n = {r[2]})"
-                        for r in group[["lambda", f"{value}_mean", "seeds"]].to_numpy()
+                        f"λ = {r['lambda']:g}: {r[f'{value}_mean']:.3f} "
+                        f"(n = {r['seeds']})"
+                        for r in group.to_dict("records")
                     ),
                 )
             )
