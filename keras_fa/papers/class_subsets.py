@@ -197,7 +197,8 @@ def gradient_scatter(section, runs, folder):
     panels = {
         f"{classes} classes": {
             rule: (part["cosine"].to_numpy(), part["ratio"].to_numpy())
-            for rule, part in group.groupby("method")
+            for rule in drawing.RULES
+            if len(part := group[group["method"] == rule])
         }
         for classes, group in merged.groupby("classes")
     }

@@ -127,6 +127,7 @@ def scatter(panels, path, xlabel, ylabel, colors, labels=None, **axes):
         for key, (x, y) in panels[title].items():
             label = (labels or {}).get(key, key)
             axis.plot(x, y, "o", color=colors[key], label=label, markersize=5)
+        axis.margins(x=0.04)
         axis.set(title=title, xlabel=xlabel, ylabel=ylabel, **axes)
 
     figure = grid([t for t in panels if panels[t]], draw, path)
