@@ -141,7 +141,8 @@ def test_a_run_prints_its_progress_its_table_and_its_figures_alone(tmp_path):
 
 
 @pytest.mark.slow
-def test_ctrl_c_during_the_imports_leaves_no_traceback(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_during_the_imports_leaves_no_traceback(tmp_path, number):
     process = subprocess.Popen(
         [*TRAIN, "--config=digits", f"--workdir={tmp_path / 'run'}"],
         stdout=subprocess.PIPE,
@@ -153,7 +154,39 @@ def test_ctrl_c_during_the_imports_leaves_no_traceback(tmp_path):
     while "libtensorflow" not in maps.read_text():
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     assert process.communicate(timeout=60)[0] == ""
-    assert process.returncode == 130
+    assert process.returncode == 128 + number
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [("SIGTERM", 143), ("SIGINT", 130)], ids=["term", "ctrl_c"]
+)
+def test_a_signal_that_meets_the_garbage_collector_stops_all_the_same(number, code):
+    # What a callback of the collector raises is printed and lost.
+    program = f"""
+import gc, os, signal, time
+from trainers._binary import program
+
+@program("Go on with the same command.", command=True)
+def main(rest):
+    def meets(phase, info):
+        gc.callbacks.remove(meets)
+        os.kill(os.getpid(), signal.{number})
+    gc.callbacks.append(meets)
+    gc.collect()
+    time.sleep(30)
+    print("not stopped")
+
+main()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stderr) == (code, "")
+    assert done.stdout == "\nInterrupted. Go on with the same command.\n"

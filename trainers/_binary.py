@@ -1,7 +1,8 @@
 """What the command-line programs share: environment, flags, errors and the way out.
 
 Imported before anything large: TensorFlow reads the environment when it is loaded, and
-until a program begins Ctrl-C ends it at once, without a traceback out of an import.
+until a program begins Ctrl-C and SIGTERM end it at once, without a traceback out of an
+import.
 """
 
 import contextlib
@@ -11,8 +12,10 @@ import pathlib
 import signal
 import subprocess
 import sys
+import threading
 
-signal.signal(signal.SIGINT, lambda number, frame: os._exit(130))
+for _number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(_number, lambda number, frame: os._exit(128 + number))
 # TensorFlow logs as errors what it recovers from (a GPU that is not there, an attribute
 # that an older kernel does not know); what stops a program is an exception besides.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -60,12 +63,11 @@ def program(
 
     def decorate(body):
         def begin(argv):
-            signal.signal(signal.SIGTERM, _terminate)
             if not flags.FLAGS["verbosity"].present:
                 # absl shows every library's progress notes unless told otherwise.
                 logging.set_verbosity(logging.WARNING)
             if command:
-                signal.signal(signal.SIGINT, signal.default_int_handler)
+                _raise_when_stopped()
                 return body(argv[1:])
             if len(argv) > 1:
                 raise app.UsageError(f"Unexpected arguments: {' '.join(argv[1:])}")
@@ -73,7 +75,7 @@ def program(
                 _import_without_tensorflow()
             else:
                 load_tensorflow()
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+            _raise_when_stopped()
             return body()
 
         @functools.wraps(body)
@@ -112,8 +114,30 @@ def _import_without_tensorflow():
         del os.environ["KERAS_FA_WATCHES"]
 
 
+def _raise_when_stopped():
+    """Has Ctrl-C and SIGTERM raise KeyboardInterrupt, wherever they come."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, _terminate)
+    sys.unraisablehook = _come_again
+
+
 def _terminate(number, frame):
     raise KeyboardInterrupt("SIGTERM")
+
+
+def _come_again(lost):
+    """Sends a signal again that met a destructor or a callback of the collector.
+
+    Python prints what these raise and goes on.
+    """
+    if not isinstance(lost.exc_value, KeyboardInterrupt):
+        sys.__unraisablehook__(lost)
+        return
+    number = signal.SIGTERM if lost.exc_value.args else signal.SIGINT
+    # In a moment: here it would be lost once more.
+    timer = threading.Timer(0.1, os.kill, (os.getpid(), number))
+    timer.daemon = True
+    timer.start()
 
 
 def _expected():
