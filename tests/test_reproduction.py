@@ -476,8 +476,12 @@ def test_a_claim_is_contrary_as_soon_as_a_check_fails():
     verdict = claims._judged(claim, told)
     assert verdict.verdict == "contrary" and "1 of 2" in verdict.evidence
     assert "3 < 4" in verdict.evidence and "2 > 1" not in verdict.evidence
-    told.checks = [("b above a", None, "")]
-    assert claims._judged(claim, told).verdict == "not tested"
+    told.complete = "4 of the paper's 72 cells"
+    assert claims._judged(claim, told).evidence.endswith(f"From {told.complete}.")
+    told.checks = [("b above a", None, "one run")]
+    verdict = claims._judged(claim, told)
+    assert verdict.verdict == "not tested"
+    assert verdict.evidence == "Its runs are too few so far: b above a: one run."
     assert claims._judged(claim, None).verdict == "not tested"
 
 

@@ -62,12 +62,14 @@ def judge(sections):
 def _judged(claim, section):
     if section is None:
         return Verdict(claim, NOT_TESTED, claim.note or "its section is not here", None)
-    told = [c for c in section.checks if re.search(claim.checks, c[0])]
-    told = [c for c in told if c[1] is not None]
+    found = [c for c in section.checks if re.search(claim.checks, c[0])]
+    told = [c for c in found if c[1] is not None]
     if not told:
         missing = "Its runs are missing."
         if section.tables and not section.runs:
             missing = "Its runs are gone; a table made of them earlier stands there."
+        elif found:
+            missing = f"Its runs are too few so far: {found[0][0]}: {found[0][2]}."
         words = f"{missing} {claim.note}".strip()
         return Verdict(claim, NOT_TESTED, words, section.name)
     failed = [c for c in told if not c[1]]
@@ -77,8 +79,10 @@ def _judged(claim, section):
         words += f"; and {len(shown) - 2} more"
     held = f"{len(told) - len(failed)} of {len(told)} checks hold. " if failed else ""
     verdict = CONTRARY if failed else CONFIRMED
-    note = f" {claim.note}" if claim.note else ""
-    return Verdict(claim, verdict, f"{held}{words}.{note}", section.name)
+    words = f"{held}{words}."
+    if section.complete:
+        words += f" From {section.complete}."
+    return Verdict(claim, verdict, f"{words} {claim.note}".strip(), section.name)
 
 
 _NOTHING = "A definition: what meets it is measured where it is used."
@@ -184,7 +188,7 @@ CLAIMS = (
     Claim(
         "RK24",
         "table 1",
-        "Accuracies of LeNet on CIFAR-100 subsets.",
+        "LeNet on CIFAR-100 subsets: FA below adaFA below sign-FA below GD.",
         "table1",
         "above|agrees",
     ),
