@@ -229,6 +229,14 @@ def test_larger_steps_are_laid_beside_the_papers_deviations(tmp_path):
     (table,) = made.tables.values()
     assert table["paper, rate 0.05"].tolist() == ["1.5 ± 0.6", "0.2 ± 0.1"]
     assert table["rate 0.15"].tolist() == ["0.75", "0.08"]
+    # A width that the paper has not, alone.
+    (cell, *_) = sweeps.cells(config, [{"model.hidden_units": [(20,)]}])
+    leave(cell, tmp_path / "other", lines)
+    made = section("table3_steps")
+    noisy_mnist.larger_steps(made, papers.read_runs(tmp_path / "other"), tmp_path)
+    assert [holds for _, holds, _ in made.checks] == [None]
+    (table,) = made.tables.values()
+    assert table["paper, rate 0.05"].tolist() == ["-"]
 
 
 def test_recorded_cells_count_when_their_folders_are_gone(tmp_path):
