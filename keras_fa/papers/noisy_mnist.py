@@ -144,8 +144,9 @@ def larger_steps(section, runs, folder):
                 f"{label}: at some rate within a factor of 4 of the paper's at every "
                 "width",
                 bool(apart.min() < 4) if len(means) else None,
-                "the largest factor is "
-                + ", ".join(f"{v:.3g} at {rate:g}" for rate, v in apart.items()),
+                ", ".join(
+                    f"a factor of {v:.3g} at {rate:g}" for rate, v in apart.items()
+                ),
             )
         )
         if method != "backprop" and len(means) and {0.05, 0.15} <= set(means):
