@@ -161,9 +161,12 @@ outputs by √p: β starts large, the penalty takes it down, and b comes in its 
 Torch's start, uniform in 1/√(fan in), has a small β from the beginning, which the \
 penalty can only hold down. 50 epochs of the latter had 94.1, 92.7 and 91.8% at lambda \
 = 0, 0.1, 0.3, the reverse of the paper's order of accuracies: so it is the start that \
-decides. From the paper's, after 300 epochs, both penalties are ahead of none in \
-alignment and in accuracy; the larger of the two aligns more, but holds the training \
-loss above the smaller one's.""",
+decides. From the paper's, after 300 epochs and over three seeds, both penalties are \
+ahead of none in alignment (0.56 and 0.67 against 0.07) and in test accuracy (91.7 and \
+90.6% against 88.6%, standard errors of at most 0.1). The larger one aligns more and is \
+ahead of the smaller in the first 20 epochs, but then holds the training loss above \
+the smaller one's (0.44 against 0.38): accuracy rises from no penalty to the smaller \
+and falls by a point to the larger, in each seed.""",
     "song_synthetic": """\
 The paper has these numbers in figures only. With a penalty, 6,000, 3,000 and 2,000 \
 steps are not convergence: the linear network of p = 800 has a cosine of 0.07 at \
