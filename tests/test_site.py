@@ -88,6 +88,9 @@ def test_a_table_has_the_means_of_its_lines_with_their_errors():
     head, body = table(frame, "rule", "accuracy", "network", scale=100.0, digits=0)
     assert (head, body[1]) == (["rule", "x", "y"], ["bp", "50", ""])
     assert table(frame, "rule", "accuracy", where="network=y")[1] == [["fa", "0.900"]]
+    # A number that each line repeats is not measured twice.
+    body = table(frame.assign(paper=0.2), "rule", "paper", where="frozen=")[1]
+    assert body == [["fa", "0.200"], ["bp", "0.200"]]
     unmeasured = frame.assign(accuracy=[0.1, None, None, 0.9])
     body = table(unmeasured, "rule", "accuracy", "network", where="frozen=")[1]
     assert body == [["fa", "0.100"], ["bp", ""]]

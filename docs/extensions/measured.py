@@ -86,7 +86,8 @@ def _mean(series, digits, scale):
     if series.empty:
         return ""
     text = f"{scale * series.mean():.{digits}f}"
-    if len(series) > 1:
+    # What each line repeats, such as a paper's number, has no error of ours.
+    if series.nunique() > 1:
         text += f" ± {scale * series.sem():.{digits}f}"
     return text
 
