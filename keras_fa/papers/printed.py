@@ -118,14 +118,14 @@ training labels (85 for 92%) and sign-FA more (85 for 80%). By the best epoch th
 paper's ratio lies between those of the two starts; which start it had and which epoch \
 it reports, it does not say. A smaller B closes as much: at scale 0.1 sign-FA fits 99% \
 of the training labels and is 1.3, 0.7 and 0.8 points behind by the three measures \
-(one pair; 0.9, 2.1 and 1.9 closed). The errors are of seeds; other classes, drop_last, \
-small batches and scale 1 are open.
+(one pair; 0.9, 2.1 and 1.9 closed). The errors are of seeds; other classes, \
+drop_last, small batches and scale 1 are open.
 
 The paper's tool at its defaults: Xavier W and B, sign-FA's B of size sqrt(2 / (fan in \
 + fan out)), as ours ("glorot"), about 0.05 in C2 and 0.09 in F2. So the scale of B is \
-no likely cause of a difference from the paper. The tool drops the last batch and keeps the best epoch. A network \
-converted by it keeps torch's W, uniform in 1/sqrt(fan in), while B has Xavier's \
-scale: the first change here.""",
+no likely cause of a difference from the paper. The tool drops the last batch and \
+keeps the best epoch. A network converted by it keeps torch's W, uniform in 1/sqrt(fan \
+in), while B has Xavier's scale: the first change here.""",
     "table1_tuning": """\
 40 epochs tell which rate is the fastest, not which ends best after 500, for which the \
 paper chose: its 0.01 was kept.""",
