@@ -342,17 +342,17 @@ def test_a_variant_closes_what_it_takes_off_the_gap_to_gd(tmp_path):
         {"model.kernel_initializer": ["glorot_uniform", "uniform_fan_in"]},
     ]
     # Gaps of 4 and 8 points in table 1's setting and of 1 and 4 in the other one: 3 and
-    # 4 are closed. Twenty epochs before the last one GD is 4 points higher: the best.
+    # 4 are closed. In one of the last twenty epochs GD is 4 points higher: its best,
+    # and 0.2 more over the twenty. Before them everyone is at nothing.
     gaps = {("glorot_uniform", 0): 4, ("glorot_uniform", 1): 8}
     gaps |= {("uniform_fan_in", 0): 1, ("uniform_fan_in", 1): 4}
     for cell in sweeps.cells(config, axes):
         key = cell.config.model.get("kernel_initializer"), cell.config.seed
         gd = cell.config.rule == "backprop"
         last = 0.8 if gd else 0.8 - gaps[key] / 100
-        early = [0.84 if gd else last] + 19 * [last]
+        values = [0.0, 0.84 if gd else last, *(19 * [last])]
         lines = [
-            {"epoch": 480 + i, "val_accuracy": value}
-            for i, value in enumerate([*early, last])
+            {"epoch": 480 + i, "val_accuracy": value} for i, value in enumerate(values)
         ]
         leave(cell, tmp_path, lines)
     made = section("table1_variants")
@@ -362,9 +362,8 @@ def test_a_variant_closes_what_it_takes_off_the_gap_to_gd(tmp_path):
         for table in made.tables.values()
     )
     assert (last["gap"], last["closed"]) == ("2.5 ± 1.5", "3.50 ± 0.50")
-    # The best epoch is GD's early one; the last twenty do not have it.
     assert (others["best gap"], others["best closed"]) == ("6.5 ± 1.5", "3.50 ± 0.50")
-    assert (others["late gap"], others["late closed"]) == ("2.5 ± 1.5", "3.50 ± 0.50")
+    assert (others["late gap"], others["late closed"]) == ("2.7 ± 1.5", "3.50 ± 0.50")
     pairs = made.data["table1_variants.csv"].set_index(["variant", "seed"])
     base = pairs.loc["table 1's setting", 1]
     assert base["gap"] == pytest.approx(8)

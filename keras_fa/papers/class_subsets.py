@@ -66,8 +66,8 @@ def accuracies(section, runs, folder, number):
     section.tables[
         "Test accuracy after the last epoch, percent; mean ± standard error over n "
         "runs, beside the accuracy of the best epoch, and the training set's. Ours are "
-        "on other samples of classes than the paper's, which move every method alike: "
-        "the ratios below say more than the verdicts here."
+        "on other samples of classes than the paper's, which moves all levels: the "
+        "ratios below say more than the verdicts here."
     ] = compared.assign(
         best=[plus_minus(r.best_mean, r.best_se) for r in ours.itertuples()],
         train=[f"{r.train_accuracy_mean:.1f}" for r in ours.itertuples()],
@@ -247,7 +247,7 @@ def _shown_gaps(table, prefix):
     """Gap to GD, how much of it is closed, and the ratio, as text."""
     return {
         f"{prefix}{what}".replace("_", " "): [
-            plus_minus(mean, error, digits)
+            "-" if math.isnan(mean) else plus_minus(mean, error, digits)
             for mean, error in zip(
                 table[f"{prefix}{what}_mean"], table[f"{prefix}{what}_se"], strict=True
             )
@@ -283,8 +283,8 @@ def variants(section, runs, folder):
             "train_accuracy": row.train_accuracy,
         }
         for measure, prefix in _MEASURES.items():
-            own, whole = getattr(row, measure), gd[measure][key]
-            pair |= {f"{prefix}gap": whole - own, f"{prefix}ratio": own / whole}
+            own, theirs = getattr(row, measure), gd[measure][key]
+            pair |= {f"{prefix}gap": theirs - own, f"{prefix}ratio": own / theirs}
         pairs.append(pair)
     if not pairs:
         return
@@ -308,7 +308,8 @@ def variants(section, runs, folder):
         "Test accuracy after the last epoch, 10 classes; each run beside GD's with the "
         "same classes, seed and setting. Gap: GD's minus the method's, in points. "
         "Closed: points of table 1's gap on the same classes and seed that the change "
-        "takes away. Mean ± standard error over n pairs."
+        "takes away, over the pairs that table 1's setting has too. Mean ± standard "
+        "error over n pairs."
     ] = pd.DataFrame(
         {
             **named,
