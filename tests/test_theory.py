@@ -3,12 +3,21 @@
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 import tensorflow as tf
 
 from keras_fa import analysis, models
 from keras_fa.analysis import _kernels
-from keras_fa.papers import flows, theory
+from keras_fa.papers import flows, lemmas, theory
+from keras_fa.papers.sections import exponent, shown
+
+
+class Section:
+    """What a part of the report fills."""
+
+    def __init__(self):
+        self.tables, self.checks = {}, []
 
 
 def two_layer(activation, n=5, d=7, p=11, seed=0):
@@ -155,3 +164,97 @@ def test_cells_of_a_measurement_differ_and_one_runs():
     row = theory.theorem_3_2(0, 200, "tanh", steps=40)
     assert row["worst_ratio"] < row["bound"] < 1
     assert row["loss_over_bound"] <= 1 + 1e-9
+
+
+def test_lemma_a_1s_expected_kernel_is_the_mean_of_kernels():
+    row = lemmas.expected_kernel(0, 4, 3)
+    rng = np.random.default_rng([0, 4, 3])
+    x = rng.standard_normal((4, 3)) / math.sqrt(3)
+    rng = np.random.default_rng(1)
+    kernels = [
+        analysis.kernels(x, rng.standard_normal((3, 50_000)), *np.zeros((2, 50_000)))
+        for _ in range(10)
+    ]
+    mean = np.mean([k.output for k in kernels], axis=0)
+    assert row["gamma"] == pytest.approx(np.linalg.eigvalsh(mean)[0], rel=0.02)
+    z = rng.standard_normal(10**6)
+    linear, square = (1 - np.tanh(z) ** 2).mean() ** 2, (np.tanh(z) ** 2).mean()
+    norms = np.linalg.norm(x, axis=1)
+    simple = linear * (x @ x.T) / np.outer(norms, norms)
+    simple += (square - linear) * np.eye(4)
+    distance = np.linalg.norm(mean - simple, 2)
+    assert math.sqrt(row["squared_distance"]) == pytest.approx(distance, abs=2e-3)
+
+
+def test_the_sums_of_linear_networks_give_errors_weights_and_cosine():
+    row = lemmas.sums(0, 100, n=8, d=20)
+    assert row["recursion"] < 1e-13 and row["beta_recursion"] < 1e-13
+    # From tau on e is near its rest, -y lambda / (lambda + gamma).
+    assert 0.5 < row["along"] < 5 / 6 and row["across"] < 0.3
+    assert row["ratio_at_cutoff"] > 0
+    expected = row["ratio"] / math.hypot(1, row["ratio"])
+    assert row["cosine"] == pytest.approx(expected, rel=0.2)
+
+
+def test_what_moves_in_wide_networks():
+    free, bound = (lemmas.lazy(0, 300, total, steps=150) for total in (0.0, 0.5))
+    for row in (free, bound):
+        assert 0 < row["worst_over_bound"] < 1
+        assert 0 < row["beta_over_bound"] < 1 and 0 < row["w_over_bound"] < 1
+        shifts = row["g_shift"] + row["h_shift"] + row["remainder"] + row["h_start"]
+        assert max(row["g_shift"], row["h_shift"]) < row["together"] <= shifts
+    assert free["beta_besides"] == free["beta"]
+    # exp(-0.5) of beta(0) is left at the end.
+    assert bound["beta"] > bound["beta_besides"]
+    # A remainder of the second order in the rate, over the rate.
+    fine = lemmas.lazy(0, 300, 0.0, rate=0.002, steps=1)
+    coarse = lemmas.lazy(0, 300, 0.0, rate=0.02, steps=1)
+    ratio = coarse["remainder"] / fine["remainder"]
+    assert ratio == pytest.approx(10, rel=0.05)
+
+
+def test_tails_and_isometry_are_those_of_the_distributions():
+    row = lemmas.tails(0, 1)
+    # P(Z^2 - 1 >= 2 sqrt(t) + 2 t) exp(t) is largest at t = 0.25: P(|Z| >= 1.58).
+    assert row["above"] == pytest.approx(0.1138 * math.exp(0.25), rel=0.02)
+    assert row["below"] == 0 and 0 < row["product"] < 1  # It is never below -1.
+    assert 0 < lemmas.tails(0, 10)["below"] < 1
+    row = lemmas.isometry(0, 1, 10**4)
+    assert row["missed"] == pytest.approx(0.1573, abs=2e-3)  # P(|Z| > sqrt(2))
+    assert lemmas.isometry(0, 3, 50)["draws"] == 400
+
+
+def test_sections_of_lemmas_tell_a_fall_from_none():
+    names = ("beta", "beta_besides", "w", "g_shift", "h_shift", "remainder")
+    rows = pd.DataFrame(
+        {
+            "seed": 0,
+            "total": 0.5,
+            "p": p,
+            "gamma": 0.1,
+            **dict.fromkeys(names, p**-0.5),
+            "beta": 1.5,
+            "together": 0.01,
+            **dict.fromkeys(("beta_over_bound", "w_over_bound"), 0.1),
+            "h_start": 0.1,
+            "worst_over_bound": 0.9,
+        }
+        for p in (100, 400)
+    )
+    section = Section()
+    lemmas.lazy_section(section, rows, None)
+    told = {text.split(":")[0]: holds for text, holds, _ in section.checks}
+    assert told == {
+        "lemma A.6": True,
+        "lemma A.6 as printed, (A.14)": False,
+        "lemma A.7": True,
+    }
+    assert exponent(rows, "p", "w") == pytest.approx(-0.5)
+    assert exponent(rows[:1], "p", "w") is None
+    assert shown(rows[["p", "w"]])["w"].tolist() == ["0.1", "0.05"]
+    section = Section()
+    lemmas.lazy_section(section, rows.assign(together=0.1), None)
+    assert [c[1] for c in section.checks] == [True, False, False]
+    section = Section()
+    lemmas.lazy_section(section, rows[:1], None)
+    assert [c[1] for c in section.checks] == [None, None, True]

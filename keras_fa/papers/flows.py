@@ -5,6 +5,8 @@ trained too long for the runs of grids. Nothing here is shared with the layers: 
 an oracle of the other.
 """
 
+import math
+
 import numpy as np
 
 from keras_fa import analysis
@@ -77,6 +79,35 @@ class TwoLayer:
 
 def _cosine(a, b):
     return float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b)))
+
+
+def song_network(seed, p, activation, n=30, d=100, isometric=False):
+    """Data and a network as Song et al. draw them: W, beta, b standard Gaussian.
+
+    Args:
+        seed: Of everything drawn.
+        p: Number of hidden units.
+        activation: Of `TwoLayer`.
+        n: Number of examples.
+        d: Number of inputs.
+        isometric: Whether all singular values of the inputs are made 1.
+
+    Returns:
+        (inputs, shape `(n, d)`; W, shape `(d, p)`; a `TwoLayer`).
+    """
+    rng = np.random.default_rng([seed, p])
+    x = rng.standard_normal((n, d)) * (1 / math.sqrt(d))
+    if isometric:
+        # All singular values 1: X X^T, or X^T X where n > d, is the identity.
+        left, _, right = np.linalg.svd(x, full_matrices=False)
+        x = left @ right
+    y = rng.standard_normal(n)
+    if n > d:
+        y = x @ (x.T @ y)  # the part that a linear network can fit
+    y *= math.sqrt(n) / np.linalg.norm(y)
+    kernel = rng.standard_normal((d, p))
+    beta, feedback = rng.standard_normal((2, p))
+    return x, kernel, TwoLayer(x, y, kernel, beta, feedback, activation)
 
 
 class LinearNetworks:

@@ -191,6 +191,7 @@ _KINDS = {
     claims.CONFIRMED: "yes",
     claims.CONTRARY: "no",
     claims.NOT_TESTED: "open",
+    claims.NOTHING: "faint",
 }
 
 

@@ -221,3 +221,16 @@ def decreasing(values):
 def to_three_digits(value):
     """Text of a number that may be missing."""
     return "-" if value is None else f"{value:.3f}"
+
+
+def shown(table, digits=3):
+    """A table whose floating-point numbers are texts of so many digits."""
+    return table.map(lambda v: f"{v:.{digits}g}" if isinstance(v, float) else v)
+
+
+def exponent(rows, x, y):
+    """The exponent of a power law through the means of y at each x; None of one x."""
+    means = rows.groupby(x)[y].mean()
+    if len(means) < 2:
+        return None
+    return float(np.polyfit(np.log(means.index), np.log(means), 1)[0])

@@ -7,24 +7,12 @@ import numpy as np
 from keras_fa import analysis
 from keras_fa.lab import run_folder
 from keras_fa.papers import drawing
-from keras_fa.papers.sections import plus_minus
+from keras_fa.papers.sections import exponent, plus_minus, shown
 
 _ACTIVATIONS = {"linear": "linear", "relu": "ReLU", "tanh": "tanh"}
 # Of a cosine that moved by less than 1e-3 in the last tenth of the time in which the
 # penalty shrinks beta by e: 1e-3 / (e^0.1 - 1) are still to come at the most.
 _OPEN = 0.01
-
-
-def _shown(frame, digits=3):
-    return frame.map(lambda v: f"{v:.{digits}g}" if isinstance(v, float) else v)
-
-
-def _slope(group, x, y):
-    """The exponent of a power law through the means."""
-    means = group.groupby(x)[y].mean()
-    if len(means) < 2:
-        return None
-    return float(np.polyfit(np.log(means.index), np.log(means), 1)[0])
 
 
 def theorem_3_2(section, rows, folder):
@@ -33,7 +21,7 @@ def theorem_3_2(section, rows, folder):
         "tanh, 30 inputs N(0, I/d) with d = 100, step 0.5, until the error is 1e-6 of "
         "its start. The worst |e(t+1)| / |e(t)| beside 1 - eta gamma / 4, gamma the "
         "smallest eigenvalue of G; how far single weights move."
-    ] = _shown(
+    ] = shown(
         rows[
             [
                 *("p", "seed", "gamma", "norm_of_h", "worst_ratio", "bound"),
@@ -46,7 +34,7 @@ def theorem_3_2(section, rows, folder):
         "The same runs: the largest alpha of (alpha, 1)-dominance, the loss over "
         "L(0) exp(-alpha t), the rate r of |e| about e^(-rt) as G + H predicts and as "
         "fitted over the second half, and how far log|e| is from that line."
-    ] = _shown(
+    ] = shown(
         rows[
             [
                 *("p", "seed", "alpha_1", "loss_over_bound", "rate_predicted"),
@@ -57,7 +45,7 @@ def theorem_3_2(section, rows, folder):
     )
     apart = (rows["worst_ratio"] - rows["bound"]).max()
     widest = rows[rows["p"] == rows["p"].max()]
-    shifts = {k: _slope(rows, "p", f"largest_{k}_shift") for k in ("beta", "w")}
+    shifts = {k: exponent(rows, "p", f"largest_{k}_shift") for k in ("beta", "w")}
     relative = rows["rate_measured"] / rows["rate_predicted"]
     section.checks += [
         (
@@ -85,11 +73,11 @@ def theorem_3_2(section, rows, folder):
             "H is small beside G at the start, gamma / 4, at the largest p (lemma A.3)",
             bool(
                 (widest["norm_of_h"] <= widest["gamma"] / 4).all()
-                and _slope(rows, "p", "norm_of_h") < 0
+                and exponent(rows, "p", "norm_of_h") < 0
             ),
             f"|H| / gamma at the largest p at most "
             f"{(widest['norm_of_h'] / widest['gamma']).max():.2g}, |H| ~ p^"
-            f"{_slope(rows, 'p', 'norm_of_h') or 0:.2f}",
+            f"{exponent(rows, 'p', 'norm_of_h') or 0:.2f}",
         ),
         (
             "|e(t)| falls at the end at the rate of G + H at the start less 10%, or "
@@ -103,7 +91,7 @@ def theorem_3_2(section, rows, folder):
 def proposition_3_3(section, rows, folder):
     """gamma > 0 for Gaussian inputs."""
     section.tables["The smallest eigenvalue of E[G], 60 inputs N(0, I/d), tanh."] = (
-        _shown(rows[["d_over_n", "gamma"]])
+        shown(rows[["d_over_n", "gamma"]])
     )
     above = rows[rows["d_over_n"] >= 1]["gamma"]
     section.checks.append(
@@ -129,7 +117,7 @@ def contraction(section, rows, folder, number):
         "The largest |e(t+1)| over the right side of the theorem on the way; the sum "
         "of lambda in proportion to sqrt(p). With eta lambda |y| at the end, as the "
         "proofs have it: the statements print lambda |y|, which bounds less tightly."
-    ] = _shown(rows[columns])
+    ] = shown(rows[columns])
     section.checks.append(
         (
             f"the contraction of theorem {number} at every step, for cut-off, "
@@ -147,13 +135,25 @@ def proposition_4_5(section, rows, folder):
     table = run_folder.aggregate(rows, ["d"], ["gamma", "m_over_gamma"])
     section.tables[
         "50 inputs N(0, I/d): gamma, and M / gamma, isometry's 1 + epsilon."
-    ] = _shown(table[["d", "gamma_mean", "m_over_gamma_mean", "seeds"]])
+    ] = shown(table[["d", "gamma_mean", "m_over_gamma_mean", "seeds"]])
     means = table.sort_values("d")["m_over_gamma_mean"].to_numpy()
     section.checks.append(
         (
             "M / gamma falls to 1 as d grows",
             bool((np.diff(means) < 0).all() and means[-1] < 1.2),
             " > ".join(f"{m:.3g}" for m in means),
+        )
+    )
+    below = rows.assign(epsilon=1 - rows["gamma"])
+    rate = exponent(below, "d", "epsilon")
+    needed = table["d"] * (1 - table["gamma_mean"]) ** 2 / 50
+    section.checks.append(
+        (
+            "as printed, d of the order (n / epsilon) log(1 / epsilon) is enough, so "
+            "that epsilon = 1 - gamma falls about as 1 / d",
+            None if rate is None else bool(rate < -0.75),
+            f"it falls as d^{rate or 0:.2f}; d epsilon² / n is {needed.min():.2f} to "
+            f"{needed.max():.2f}: the order is n / epsilon²",
         )
     )
 
@@ -238,7 +238,7 @@ def proposition_5_7(section, rows, folder):
         "mean of y x, so that L(0) is above and below 1. alpha known: before training, "
         "of proposition 5.7; then the largest alphas that beta = 1 and 2 allow over "
         "the run, each with the largest loss over its bound."
-    ] = _shown(
+    ] = shown(
         table[[*by, *(f"{v}_mean" for v in values), "seeds"]].rename(
             columns=lambda c: c.removesuffix("_mean").replace("seeds", "n")
         )
@@ -348,7 +348,7 @@ def rk23(section, rows, folder):
         "over its start; the rate r of |e|; what W1 moved off the span; Phi(0) = "
         "<W2, B> - ½|W1|², the smallest <W2, B>, the drift of Phi by finite steps. "
         "Means over n runs."
-    ] = _shown(
+    ] = shown(
         shown.assign(start=shown["start"].map(names)).rename(
             columns=lambda c: c.removesuffix("_mean").replace("seeds", "n")
         )

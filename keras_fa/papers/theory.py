@@ -11,7 +11,14 @@ import math
 import numpy as np
 
 from keras_fa import analysis, datasets
-from keras_fa.papers.flows import Classifier, LinearMap, LinearNetworks, TwoLayer
+from keras_fa.papers import lemmas
+from keras_fa.papers.flows import (
+    Classifier,
+    LinearMap,
+    LinearNetworks,
+    TwoLayer,
+    song_network,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,26 +41,9 @@ def _product(**fields):
     ]
 
 
-def _network(seed, p, activation, n=30, d=100, scale=None, isometric=False):
-    """Data and a network as Song et al. draw them: W, beta, b standard Gaussian."""
-    rng = np.random.default_rng([seed, p])
-    x = rng.standard_normal((n, d)) * (1 / math.sqrt(d) if scale is None else scale)
-    if isometric:
-        # All singular values 1: X X^T, or X^T X where n > d, is the identity.
-        left, _, right = np.linalg.svd(x, full_matrices=False)
-        x = left @ right
-    y = rng.standard_normal(n)
-    if n > d:
-        y = x @ (x.T @ y)  # the part that a linear network can fit
-    y *= math.sqrt(n) / np.linalg.norm(y)
-    kernel = rng.standard_normal((d, p))
-    beta, feedback = rng.standard_normal((2, p))
-    return x, kernel, TwoLayer(x, y, kernel, beta, feedback, activation)
-
-
 def theorem_3_2(seed, p, activation, rate=0.5, steps=1500):
     """Contraction, lazy weights; theorem 5.1 of RK24 at beta = 1; the rate e^{rt}."""
-    x, kernel, net = _network(seed, p, activation)
+    x, kernel, net = song_network(seed, p, activation)
     start = net.beta.copy()
     found = analysis.kernels(x, kernel, net.beta, net.feedback, activation)
     norms, inner, losses = [], [], []
@@ -134,7 +124,7 @@ def _contraction(net, y, gamma, rate, share, penalty, steps):
 
 def theorem_4_2(seed, p, schedule, rate=0.5, cutoff=100, steps=800):
     """tanh with a penalty of a bounded sum: the contraction (4.2)."""
-    x, kernel, net = _network(seed, p, "tanh")
+    x, kernel, net = song_network(seed, p, "tanh")
     found = analysis.kernels(x, kernel, net.beta, net.feedback, "tanh")
     # The sum of lambda in proportion to sqrt(p), as the theorem allows.
     penalty = _schedule(schedule, 0.02 * math.sqrt(p) / rate, cutoff)
@@ -150,7 +140,7 @@ def theorem_4_2(seed, p, schedule, rate=0.5, cutoff=100, steps=800):
 
 def theorem_4_3(seed, p, schedule, n=30, d=100, rate=0.2, steps=800):
     """Linear networks with a penalty of a bounded sum: the contraction (4.3)."""
-    x, _, net = _network(seed, p, "linear", n, d)
+    x, _, net = song_network(seed, p, "linear", n, d)
     eigenvalues = np.linalg.eigvalsh(x @ x.T)[-min(n, d) :]
     penalty = _schedule(schedule, 0.02 * math.sqrt(p) / rate, 100)
     nets = LinearNetworks([net])
@@ -174,7 +164,7 @@ def proposition_4_5(seed, d, n=50):
 
 def theorem_4_6(seed, p, schedule, time, n, d, inputs, rate=0.01, steps=20_000):
     """Linear networks, lambda = 5 gamma, T as the theorem has it or fixed."""
-    x, _, net = _network(seed, p, "linear", n, d, isometric=inputs == "isometric")
+    x, _, net = song_network(seed, p, "linear", n, d, isometric=inputs == "isometric")
     eigenvalues = np.linalg.eigvalsh(x @ x.T)[-min(n, d) :]
     gamma = eigenvalues[0]
     # Lemma B.5 with C_T = 1.
@@ -440,5 +430,29 @@ MEASUREMENTS = {
                 penalty=[0.02, 0.05],
             ),
         ],
+    ),
+    "lemma_a_1": Measurement(
+        lemmas.expected_kernel,
+        _product(seed=[0], n=[50], d=[50, 200, 800, 3200, 12800])
+        + [{"seed": 0, "n": n, "d": n} for n in (25, 100, 200)],
+    ),
+    "lemmas_a_2_b_2": Measurement(
+        lemmas.start, _product(seed=list(range(10)), p=[400, 1600, 6400, 25600])
+    ),
+    "lemmas_a_4_a_7": Measurement(
+        lemmas.lazy,
+        _product(seed=_SEEDS, total=[0.0, 0.5], p=[400, 1600, 6400])
+        + _product(seed=[0], total=[0.0, 0.5], p=[25600]),
+    ),
+    "lemmas_b_1_b_5": Measurement(
+        lemmas.sums,
+        _product(seed=_SEEDS, p=[200, 800, 3200]) + _product(seed=[0], p=[12800]),
+    ),
+    "lemmas_c_1_c_2": Measurement(
+        lemmas.isometry,
+        _product(seed=[0], k=[1, 10], m=[100, 400, 1600, 6400, 25600]),
+    ),
+    "lemmas_c_3_c_4": Measurement(
+        lemmas.tails, _product(seed=[0], p=[1, 10, 100, 1000])
     ),
 }
