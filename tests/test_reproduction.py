@@ -25,6 +25,7 @@ from keras_fa.papers import (
     claims,
     class_subsets,
     drawing,
+    measured,
     mnist_errors,
     noisy_mnist,
     precision,
@@ -553,9 +554,27 @@ def test_every_experiment_has_a_grid():
     stems = {path.stem for path in GRIDS}
     grids = {e.grid for e in papers.EXPERIMENTS.values() if not e.measured}
     assert grids <= stems
-    measured = {e.measured for e in papers.EXPERIMENTS.values() if e.grid is None}
-    assert measured == theory.MEASUREMENTS.keys()
+    named = {e.measured for e in papers.EXPERIMENTS.values() if e.grid is None}
+    assert named == theory.MEASUREMENTS.keys()
     assert printed.REMARKS.keys() <= papers.EXPERIMENTS.keys()
+
+
+@pytest.mark.parametrize(
+    "name", [name for name, e in papers.EXPERIMENTS.items() if e.measured]
+)
+def test_every_measurement_makes_a_section(tmp_path, name):
+    chosen = papers.EXPERIMENTS[name]
+    rows = measured.read(ROOT / "results" / "theory", chosen.measured)
+    told = section(name)
+    for part in chosen.parts:
+        part(told, rows, tmp_path)
+    assert told.tables and told.checks
+    assert all(isinstance(holds, bool) for _, holds, _ in told.checks)
+    decided = [c for c in claims.CLAIMS if c.section == name]
+    assert all(any(re.search(c.checks, k[0]) for k in told.checks) for c in decided)
+    # Half of a measurement is looked at too.
+    for part in chosen.parts:
+        part(section(name), rows[:1], tmp_path)
 
 
 @pytest.mark.long

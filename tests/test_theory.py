@@ -10,14 +10,7 @@ import tensorflow as tf
 from keras_fa import analysis, models
 from keras_fa.analysis import _kernels
 from keras_fa.papers import flows, lemmas, theory
-from keras_fa.papers.sections import exponent, shown
-
-
-class Section:
-    """What a part of the report fills."""
-
-    def __init__(self):
-        self.tables, self.checks = {}, []
+from keras_fa.papers.sections import Section, as_text, exponent
 
 
 def two_layer(activation, n=5, d=7, p=11, seed=0):
@@ -241,7 +234,7 @@ def test_sections_of_lemmas_tell_a_fall_from_none():
         }
         for p in (100, 400)
     )
-    section = Section()
+    section = Section("lemmas", "Lemmas", "S21")
     lemmas.lazy_section(section, rows, None)
     told = {text.split(":")[0]: holds for text, holds, _ in section.checks}
     assert told == {
@@ -251,10 +244,10 @@ def test_sections_of_lemmas_tell_a_fall_from_none():
     }
     assert exponent(rows, "p", "w") == pytest.approx(-0.5)
     assert exponent(rows[:1], "p", "w") is None
-    assert shown(rows[["p", "w"]])["w"].tolist() == ["0.1", "0.05"]
-    section = Section()
+    assert as_text(rows[["p", "w"]])["w"].tolist() == ["0.1", "0.05"]
+    section = Section("lemmas", "Lemmas", "S21")
     lemmas.lazy_section(section, rows.assign(together=0.1), None)
     assert [c[1] for c in section.checks] == [True, False, False]
-    section = Section()
+    section = Section("lemmas", "Lemmas", "S21")
     lemmas.lazy_section(section, rows[:1], None)
     assert [c[1] for c in section.checks] == [None, None, True]

@@ -11,7 +11,7 @@ import numpy as np
 
 from keras_fa import analysis
 from keras_fa.papers.flows import song_network
-from keras_fa.papers.sections import exponent, shown
+from keras_fa.papers.sections import as_text, exponent
 
 
 def expected_kernel(seed, n, d, terms=40):
@@ -48,7 +48,7 @@ def expected_kernel_section(section, rows, folder):
     section.tables[
         "tanh, n inputs N(0, I/d): |E[G] - the matrix of lemma A.1|², spectral, beside "
         "log n / d + n² / d²."
-    ] = shown(rows[["n", "d", "gamma", "squared_distance", "order"]])
+    ] = as_text(rows[["n", "d", "gamma", "squared_distance", "order"]])
     section.checks.append(
         (
             "lemma A.1: the squared distance is at most log n / d + n² / d²",
@@ -91,7 +91,7 @@ def start_section(section, rows, folder):
     section.tables[
         "The largest over the seeds, d = 100, 30 examples: (A.4) to (A.7), then (B.6) "
         "to (B.9)."
-    ] = shown(largest.rename(columns=names).reset_index())
+    ] = as_text(largest.rename(columns=names).reset_index())
     # Twice the mean is far above what ten draws of such sums are apart.
     bounded = rows[["mean_b", "mean_b_beta", "error"]]
     rate = exponent(rows, "p", "w_w")
@@ -152,7 +152,7 @@ def tails_section(section, rows, folder):
         f"How often, of {_DRAWS:,} draws, over the lemma's bound, the largest over t = "
         f"{', '.join(f'{t:g}' for t in _TAILS)}. C.4 with 2 exp(-t): its 2 exp(t) is "
         "above 1."
-    ] = shown(rows[["p", "above", "below", "product"]])
+    ] = as_text(rows[["p", "above", "below", "product"]])
     for name, columns in (("C.3", ["above", "below"]), ("C.4", ["product"])):
         largest = rows[columns].max(axis=None)
         section.checks.append(
@@ -187,7 +187,7 @@ def isometry_section(section, rows, folder):
         "The share of draws of A, m by k with entries N(0, 1/m), whose |A v|² / |v|² "
         "leaves 1 ± epsilon for a v in a subspace of dimension k, at epsilon = 2 "
         "√(k / m)."
-    ] = shown(rows[["k", "m", "epsilon", "missed", "draws"]])
+    ] = as_text(rows[["k", "m", "epsilon", "missed", "draws"]])
     for k, group in rows.groupby("k"):
         shares = group.sort_values("m")["missed"].to_numpy()
         section.checks.append(
@@ -433,4 +433,4 @@ def sums_section(section, rows, folder):
 def _means(rows, columns):
     """Means by the penalty and the width, with how many runs they are of."""
     groups = rows.groupby(["total", "p"])
-    return shown(groups[columns].mean().assign(n=groups.size()).reset_index())
+    return as_text(groups[columns].mean().assign(n=groups.size()).reset_index())

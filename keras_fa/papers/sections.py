@@ -223,7 +223,7 @@ def to_three_digits(value):
     return "-" if value is None else f"{value:.3f}"
 
 
-def shown(table, digits=3):
+def as_text(table, digits=3):
     """A table whose floating-point numbers are texts of so many digits."""
     return table.map(lambda v: f"{v:.{digits}g}" if isinstance(v, float) else v)
 

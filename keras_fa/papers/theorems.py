@@ -7,7 +7,7 @@ import numpy as np
 from keras_fa import analysis
 from keras_fa.lab import run_folder
 from keras_fa.papers import drawing
-from keras_fa.papers.sections import exponent, plus_minus, shown
+from keras_fa.papers.sections import as_text, exponent, plus_minus
 
 _ACTIVATIONS = {"linear": "linear", "relu": "ReLU", "tanh": "tanh"}
 # Of a cosine that moved by less than 1e-3 in the last tenth of the time in which the
@@ -21,7 +21,7 @@ def theorem_3_2(section, rows, folder):
         "tanh, 30 inputs N(0, I/d) with d = 100, step 0.5, until the error is 1e-6 of "
         "its start. The worst |e(t+1)| / |e(t)| beside 1 - eta gamma / 4, gamma the "
         "smallest eigenvalue of G; how far single weights move."
-    ] = shown(
+    ] = as_text(
         rows[
             [
                 *("p", "seed", "gamma", "norm_of_h", "worst_ratio", "bound"),
@@ -34,7 +34,7 @@ def theorem_3_2(section, rows, folder):
         "The same runs: the largest alpha of (alpha, 1)-dominance, the loss over "
         "L(0) exp(-alpha t), the rate r of |e| about e^(-rt) as G + H predicts and as "
         "fitted over the second half, and how far log|e| is from that line."
-    ] = shown(
+    ] = as_text(
         rows[
             [
                 *("p", "seed", "alpha_1", "loss_over_bound", "rate_predicted"),
@@ -91,7 +91,7 @@ def theorem_3_2(section, rows, folder):
 def proposition_3_3(section, rows, folder):
     """gamma > 0 for Gaussian inputs."""
     section.tables["The smallest eigenvalue of E[G], 60 inputs N(0, I/d), tanh."] = (
-        shown(rows[["d_over_n", "gamma"]])
+        as_text(rows[["d_over_n", "gamma"]])
     )
     above = rows[rows["d_over_n"] >= 1]["gamma"]
     section.checks.append(
@@ -117,7 +117,7 @@ def contraction(section, rows, folder, number):
         "The largest |e(t+1)| over the right side of the theorem on the way; the sum "
         "of lambda in proportion to sqrt(p). With eta lambda |y| at the end, as the "
         "proofs have it: the statements print lambda |y|, which bounds less tightly."
-    ] = shown(rows[columns])
+    ] = as_text(rows[columns])
     section.checks.append(
         (
             f"the contraction of theorem {number} at every step, for cut-off, "
@@ -135,7 +135,7 @@ def proposition_4_5(section, rows, folder):
     table = run_folder.aggregate(rows, ["d"], ["gamma", "m_over_gamma"])
     section.tables[
         "50 inputs N(0, I/d): gamma, and M / gamma, isometry's 1 + epsilon."
-    ] = shown(table[["d", "gamma_mean", "m_over_gamma_mean", "seeds"]])
+    ] = as_text(table[["d", "gamma_mean", "m_over_gamma_mean", "seeds"]])
     means = table.sort_values("d")["m_over_gamma_mean"].to_numpy()
     section.checks.append(
         (
@@ -238,7 +238,7 @@ def proposition_5_7(section, rows, folder):
         "mean of y x, so that L(0) is above and below 1. alpha known: before training, "
         "of proposition 5.7; then the largest alphas that beta = 1 and 2 allow over "
         "the run, each with the largest loss over its bound."
-    ] = shown(
+    ] = as_text(
         table[[*by, *(f"{v}_mean" for v in values), "seeds"]].rename(
             columns=lambda c: c.removesuffix("_mean").replace("seeds", "n")
         )
@@ -348,7 +348,7 @@ def rk23(section, rows, folder):
         "over its start; the rate r of |e|; what W1 moved off the span; Phi(0) = "
         "<W2, B> - ½|W1|², the smallest <W2, B>, the drift of Phi by finite steps. "
         "Means over n runs."
-    ] = shown(
+    ] = as_text(
         shown.assign(start=shown["start"].map(names)).rename(
             columns=lambda c: c.removesuffix("_mean").replace("seeds", "n")
         )
