@@ -335,6 +335,28 @@ def test_estimates_come_from_the_nearest_finished_cells(tmp_path):
     assert (estimate(small), estimate(large)) == (20, 6)
 
 
+def test_estimates_follow_a_running_cell_where_none_like_it_has_finished(tmp_path):
+    config = base()
+    config.epochs = 100
+    cells = sweeps.cells(config, [{"seed": [0, 1]}, {"batch_size": [10, 50]}])
+    running, other, later, _ = cells
+    estimates = sweeps.Estimates(cells, tmp_path, 60.0)
+    estimates.watch(running, 0, 0.0)
+    estimates.watch(running, 3, 40.0)  # Loading and compiling do not count.
+    estimates.watch(running, 13, 55.0)
+    assert estimates(running) == 60  # Too short a time to tell.
+    estimates.watch(running, 43, 120.0)
+    assert estimates(running) == estimates(later) == 80 / 40 * 100
+    assert estimates(other) == 60
+    # Begun again from an earlier checkpoint: its clock begins again.
+    estimates.watch(running, 20, 200.0)
+    estimates.watch(running, 30, 240.0)
+    assert estimates(later) == 40 / 10 * 100
+    leave(running, tmp_path, {"status": "finished", "seconds": 300})
+    estimates.update()
+    assert estimates(later) == 300
+
+
 def test_clear_makes_room_for_another_try(tmp_path):
     failed, diverged, finished, open_ = sweeps.cells(base(), [{"seed": [0, 1, 2, 3]}])
     leave(failed, tmp_path)

@@ -16,13 +16,16 @@ from keras_fa.lab import run_folder
 from keras_fa.lab.grid import ENDED, FINISHED, status
 
 _SECONDS_BETWEEN_LINES = 60
+# A cell is watched for so long, and so many of its epochs, before its pace counts.
+_WATCHED_SECONDS, _WATCHED_EPOCHS = 20, 2
 
 
 class Estimates:
     """How long cells will take, one job at a time.
 
-    The median over the finished cells that share the most settings with it, seeds and
-    rules left aside; without any, the default.
+    The median over the finished cells of its settings, seeds and rules left aside; then
+    the pace of a running one of them; then the median over the finished cells that
+    share the most settings with it; without any, the default.
 
     Args:
         everything: List of `Cell`.
@@ -37,6 +40,10 @@ class Estimates:
         # From settings to the seconds of the cells that have them, and the answers.
         self._times = collections.defaultdict(list)
         self._medians = {}
+        # Of running cells by name: when which epoch was seen first, and the last seen.
+        self._seen = {}
+        # From settings to the seconds that the paces of running cells come to.
+        self._paces = {}
 
     def update(self):
         """Takes in the cells that have finished since."""
@@ -52,9 +59,27 @@ class Estimates:
             self._medians = {}
         self._unknown = unknown
 
+    def watch(self, cell, epoch, now):
+        """Takes in how far a running cell is.
+
+        Args:
+            cell: A `Cell`.
+            epoch: The last that it has logged; 0 before.
+            now: Seconds of a monotonic clock.
+        """
+        since, first, last = self._seen.get(cell.name, (now, 0, 0))
+        if first == 0 or epoch < last:  # It loads and compiles, or went back.
+            since, first = now, epoch
+        self._seen[cell.name] = since, first, epoch
+        epochs, seconds = epoch - first, now - since
+        if epochs >= _WATCHED_EPOCHS and seconds >= _WATCHED_SECONDS:
+            self._paces[self._key(cell)] = seconds / epochs * cell.config.epochs
+
     def __call__(self, cell):
         """Seconds that a cell will take."""
         key = self._key(cell)
+        if key not in self._times and key in self._paces:
+            return self._paces[key]
         if key not in self._medians:
             times = collections.defaultdict(list)
             for other, seconds in self._times.items():
@@ -161,6 +186,8 @@ class Display:
     def _seconds_left(self, epochs):
         pool = self._pool
         self._estimates.update()
+        for cell in pool.running:
+            self._estimates.watch(cell, epochs[cell.name], time.monotonic())
         seconds = sum(self._estimates(cell) for cell in pool.waiting)
         for cell in pool.running:
             share = epochs[cell.name] / cell.config.epochs
