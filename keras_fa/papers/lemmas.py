@@ -393,6 +393,7 @@ def sums_section(section, rows, folder):
             *("cutoff", "recursion", "beta_recursion", "along", "across"),
             *("ratio_at_cutoff", "ratio", "cosine"),
         ],
+        digits=4,
     ).drop(columns="total")
     at_cutoff = rows.groupby("p")["ratio_at_cutoff"].mean()
     # With beta(0)'s part gone and W(0)'s across b: r / sqrt(1 + r^2).
@@ -430,7 +431,8 @@ def sums_section(section, rows, folder):
     ]
 
 
-def _means(rows, columns):
+def _means(rows, columns, digits=3):
     """Means by the penalty and the width, with how many runs they are of."""
     groups = rows.groupby(["total", "p"])
-    return as_text(groups[columns].mean().assign(n=groups.size()).reset_index())
+    means = groups[columns].mean().assign(n=groups.size())
+    return as_text(means.reset_index(), digits)
