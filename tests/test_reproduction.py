@@ -516,6 +516,33 @@ def test_networks_of_grids_can_be_built(path):
         assert feedback_layers(model)
 
 
+@pytest.mark.parametrize(
+    ("cosines", "told"),
+    [
+        ({10: [0.20, 0.21], 25: [0.15]}, True),
+        ({10: [0.20, 0.24], 25: [0.19]}, None),
+        ({10: [0.20, 0.21], 25: [0.26, 0.25]}, False),
+        ({10: [0.20, 0.21], 25: [0.15], 50: [0.15]}, None),
+        ({10: [0.20], 25: [0.15]}, None),  # No seed repeated: nothing to tell by.
+        ({10: [0.20, 0.21]}, None),
+    ],
+)
+def test_alignment_falls_where_it_is_told_from_chance(tmp_path, cosines, told):
+    runs = [
+        types.SimpleNamespace(
+            settings={"dataset.num_classes": classes, "rule": "fa"},
+            final={f"alignment/{layer}": c for layer in ("C2", "C3", "F1", "F2")},
+        )
+        for classes, values in cosines.items()
+        for c in values
+    ]
+    made = section("fig7")
+    class_subsets.alignment_by_classes(made, runs, tmp_path)
+    (text, holds, words), _ = made.checks
+    assert "FA's alignment" in text and holds is told
+    assert "(n = " in words and "at 10" in words
+
+
 def test_a_claim_is_contrary_as_soon_as_a_check_fails():
     claim = claims.Claim("RK24", "theorem 0", "It.", "fig3", "above")
     told = section("fig3", checks=[("b above a", True, "2 > 1"), ("other", False, "")])

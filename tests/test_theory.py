@@ -159,6 +159,17 @@ def test_cells_of_a_measurement_differ_and_one_runs():
     assert row["loss_over_bound"] <= 1 + 1e-9
 
 
+def test_a_network_of_figure_2_that_diverges_is_followed_by_shorter_steps(monkeypatch):
+    monkeypatch.setitem(theory._RATES, "relu", 0.002)
+    usual = theory.figure_2(0, "relu", 20, 5.0)
+    monkeypatch.setitem(theory._RATES, "relu", 0.032)
+    row = theory.figure_2(0, "relu", 20, 5.0)
+    assert row["converged"] and math.isfinite(row["loss"])
+    assert row["rate"] < 0.032
+    # Where a run stops is up to the steps; where it goes is not.
+    assert row["cosine"] == pytest.approx(usual["cosine"], abs=0.02)
+
+
 def test_lemma_a_1s_expected_kernel_is_the_mean_of_kernels():
     row = lemmas.expected_kernel(0, 4, 3)
     rng = np.random.default_rng([0, 4, 3])

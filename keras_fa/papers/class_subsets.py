@@ -461,17 +461,13 @@ def alignment_by_classes(section, runs, folder):
         if len(values) > 1:
             falls[rule] = 1 - values[-1] / values[0]
         if rule == "fa":
+            told, words = _falls(group.sort_values("classes"))
             section.checks.append(
                 (
                     "FA's alignment, mean over C2 to F2, falls with the number of "
                     "classes",
-                    bool((np.diff(values) < 0).all()) if len(values) > 1 else None,
-                    " > ".join(
-                        f"{v:.3f} (n = {n})"
-                        for v, n in zip(
-                            values, group.sort_values("classes")["seeds"], strict=True
-                        )
-                    ),
+                    told,
+                    words,
                 )
             )
     known = {"fa", "ada_fa", "sign_fa"} <= falls.keys()
@@ -484,3 +480,25 @@ def alignment_by_classes(section, runs, folder):
             ),
         )
     )
+
+
+def _falls(group):
+    """Whether a mean cosine falls from each number of classes to the next.
+
+    By more than two standard errors of the difference, from the deviation over seeds of
+    all numbers of classes together; None where the runs are too few to tell.
+    """
+    means, seeds = group["cosine_mean"].to_numpy(), group["seeds"].to_numpy()
+    words = ", ".join(f"{m:.3f} (n = {n})" for m, n in zip(means, seeds, strict=True))
+    words += f" at {', '.join(str(c) for c in group['classes'])} classes"
+    repeated = group[group["seeds"] > 1]
+    if len(means) < 2 or not len(repeated):
+        return None, f"{words}: no seed was repeated" if len(means) > 1 else words
+    weights = repeated["seeds"] - 1
+    spread = math.sqrt((weights * repeated["cosine_sd"] ** 2).sum() / weights.sum())
+    errors = spread * np.sqrt(1 / seeds[1:] + 1 / seeds[:-1])
+    steps = np.diff(means)
+    words += f", standard deviation over seeds {spread:.2g}"
+    if (steps < -2 * errors).all():
+        return True, words
+    return (False if (steps > 2 * errors).any() else None), words

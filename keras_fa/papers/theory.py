@@ -212,9 +212,21 @@ def figure_2(seed, activation, p, penalty):
     rng = np.random.default_rng([seed, 3, p])
     kernel = rng.standard_normal((d, p))
     beta, feedback = rng.standard_normal((2, p))
-    net = TwoLayer(x, y, kernel, beta, feedback, activation)
-    nets = LinearNetworks([net]) if activation == "linear" else None
     rate = _RATES[activation]
+    for _ in range(8):
+        net = TwoLayer(x, y, kernel, beta, feedback, activation)
+        with np.errstate(over="ignore", invalid="ignore"):
+            row = _followed(net, activation, rate, penalty)
+        if math.isfinite(row["loss"]):
+            break
+        # W grows while the penalty keeps up an error: the same steps become too long.
+        rate /= 2
+    return row
+
+
+def _followed(net, activation, rate, penalty):
+    """One network until its loss and its cosine stand still, or it diverges."""
+    nets = LinearNetworks([net]) if activation == "linear" else None
     # A tenth of the time in which the penalty takes down beta by e.
     block = max(200, round(0.1 / (rate * max(penalty, 0.02))))
     seen = (math.inf, math.inf)
@@ -239,6 +251,7 @@ def figure_2(seed, activation, p, penalty):
         "loss": loss,
         "steps": number * block,
         "converged": still,
+        "rate": rate,
     }
 
 
