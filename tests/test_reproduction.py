@@ -584,6 +584,21 @@ def test_every_experiment_has_a_grid():
     named = {e.measured for e in papers.EXPERIMENTS.values() if e.grid is None}
     assert named == theory.MEASUREMENTS.keys()
     assert printed.REMARKS.keys() <= papers.EXPERIMENTS.keys()
+    # Runs that stand beside those of an experiment are measured as they are.
+    both = papers.measures("table1_short"), papers.measures("table1_variants")
+    assert (
+        both[0]
+        == both[1]
+        == (
+            class_subsets.best_accuracy,
+            class_subsets.late_accuracy,
+        )
+    )
+    config, axes = grid("table1_short")
+    cell = sweeps.cells(config, axes)[0]
+    assert class_subsets._variant(run_folder.flatten(cell.config.to_dict())) == (
+        "batch 128, learning rate 0.05, 40 epochs"
+    )
 
 
 @pytest.mark.parametrize(

@@ -236,6 +236,8 @@ def _variant(settings):
     if settings["batch_size"] != 1024:
         rate = settings["optimizer.learning_rate"]
         changes.append(f"batch {settings['batch_size']}, learning rate {rate:g}")
+    if settings["epochs"] != 500:
+        changes.append(f"{settings['epochs']} epochs")
     return ", ".join(changes) or "table 1's setting"
 
 

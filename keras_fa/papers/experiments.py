@@ -51,7 +51,8 @@ class Experiment:
 
 def measures(grid):
     """What the experiments of a grid measure on whole logs: see `records.record`."""
-    chosen = [e.measures for e in EXPERIMENTS.values() if e.grid == grid]
+    experiments = EXPERIMENTS.values()
+    chosen = [e.measures for e in experiments if grid in (e.grid, *e.beside)]
     return tuple(dict.fromkeys(f for some in chosen for f in some))
 
 
@@ -155,7 +156,7 @@ EXPERIMENTS = {
         "RK24, table 1",
         (class_subsets.variants,),
         (class_subsets.best_accuracy, class_subsets.late_accuracy),
-        beside=("table1",),
+        beside=("table1", "table1_short"),
     ),
     "table1_tuning": Experiment(
         "table1_tuning",
