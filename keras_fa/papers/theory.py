@@ -231,7 +231,7 @@ def _followed(net, activation, rate, penalty):
     block = max(200, round(0.1 / (rate * max(penalty, 0.02))))
     seen = (math.inf, math.inf)
     still, number = False, 0
-    while number < 200:
+    while number < 400:
         number += 1
         for _ in range(block):
             (nets or net).step(rate, penalty)
