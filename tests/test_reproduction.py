@@ -424,9 +424,9 @@ def test_song_tables_and_checks(tmp_path):
     assert verdicts["tanh: without the penalty alignment falls with p"] is None
 
 
-def test_alignment_rises_with_the_penalty_up_to_what_the_end_leaves_open(tmp_path):
+def test_figure_2_tells_what_rises_with_the_penalty_and_what_has_ended(tmp_path):
     cosines = {
-        200: [0.1, 0.9, 0.895],  # Less than what is open below the one before.
+        200: [0.1, 0.9, 0.895],  # Less than chance below the one before.
         800: [0.05, 0.9, 0.8],
         3200: [0.1, 0.105, 0.109],
     }
@@ -436,21 +436,34 @@ def test_alignment_rises_with_the_penalty_up_to_what_the_end_leaves_open(tmp_pat
             "activation": "linear",
             "p": p,
             "penalty": penalty,
+            "steps": steps,
             "cosine": cosine,
-            "loss": 0.1 * penalty,
-            "steps": 10,
-            "converged": True,
+            # At p = 3200 it goes on falling.
+            "loss": penalty * (10 / steps if p == 3200 else 1),
         }
         for p, found in cosines.items()
         for penalty, cosine in zip((0.0, 0.2, 2.0), found, strict=True)
+        for steps in (10, 100)
     )
     for p, holds in ((200, True), (800, False), (3200, False)):
-        made = section("figure2_converged")
+        made = section("figure2_steps")
         theorems.figure_2(made, rows[rows["p"] == p], tmp_path)
-        verdicts = {claim: verdict for claim, verdict, _ in made.checks}
-        (rises,) = [v for c, v in verdicts.items() if "alignment rises" in c]
-        assert rises is holds
-        assert verdicts["linear: the final loss rises with lambda at every p"] is True
+        told = {claim: verdict for claim, verdict, _ in made.checks}
+        assert (
+            told["linear: alignment rises with lambda at every p, 100 steps"] is holds
+        )
+        (ended,) = [v for c, v in told.items() if "comes to a positive number" in c]
+        assert ended is (p != 3200)
+        for steps in (10, 100):
+            claim = "linear: the loss is larger the larger lambda, at every p"
+            assert told[f"{claim}, {steps} steps"] is True
+    (table,) = made.tables.values()
+    assert table.columns[-1] == "n" and "cosine, 100" in table.columns
+    made = section("figure2_steps")
+    theorems.figure_2(made, rows.assign(loss=1.0), tmp_path)
+    free, *others = made.checks
+    # At every width together: 0.1 at the smallest and at the largest.
+    assert free[1] is False and [c[1] for c in others] == [False, False, False, True]
 
 
 def test_the_report_is_one_file_with_everything_in_it(tmp_path):

@@ -87,16 +87,15 @@ def test_a_network_in_the_span_is_the_network_of_layers(activation):
     assert inner[0] != pytest.approx(inner[-1])
 
 
-def test_linear_networks_by_n_numbers_are_the_networks():
-    nets = [flows.TwoLayer(*two_layer("linear", seed=seed)) for seed in (1, 2)]
-    short = flows.LinearNetworks(nets)
+def test_a_linear_network_by_n_numbers_is_the_network():
+    net = flows.TwoLayer(*two_layer("linear"))
+    short = flows.LinearNetwork(net)
     for step in range(30):
         penalty = 0.5 if step < 20 else 0.0
-        short.step(0.02, penalty)
-        for net in nets:
-            net.step(0.02, penalty)
-    np.testing.assert_allclose(short.errors(), [n.errors() for n in nets], rtol=1e-8)
-    np.testing.assert_allclose(short.cosines(), [n.cosine() for n in nets], rtol=1e-8)
+        before = short.step(0.02, penalty)
+        np.testing.assert_allclose(before, net.step(0.02, penalty), rtol=1e-8)
+    np.testing.assert_allclose(short.errors(), net.errors(), rtol=1e-8)
+    assert short.cosine() == pytest.approx(net.cosine(), rel=1e-8)
 
 
 @pytest.mark.parametrize("sign", [False, True])
@@ -160,14 +159,15 @@ def test_cells_of_a_measurement_differ_and_one_runs():
 
 
 def test_a_network_of_figure_2_that_diverges_is_followed_by_shorter_steps(monkeypatch):
-    monkeypatch.setitem(theory._RATES, "relu", 0.002)
-    usual = theory.figure_2(0, "relu", 20, 5.0)
-    monkeypatch.setitem(theory._RATES, "relu", 0.032)
-    row = theory.figure_2(0, "relu", 20, 5.0)
-    assert row["converged"] and math.isfinite(row["loss"])
-    assert row["rate"] < 0.032
-    # Where a run stops is up to the steps; where it goes is not.
-    assert row["cosine"] == pytest.approx(usual["cosine"], abs=0.02)
+    monkeypatch.setitem(theory._RATES, "relu", 5e-4)
+    usual = theory.figure_2(0, "relu", 20, 5.0, 1600)
+    assert usual["rate"] == 5e-4
+    monkeypatch.setitem(theory._RATES, "relu", 8e-3)
+    row = theory.figure_2(0, "relu", 20, 5.0, 100)
+    assert 5e-4 <= row["rate"] < 8e-3
+    # The same time by other steps.
+    assert row["cosine"] == pytest.approx(usual["cosine"], abs=1e-2)
+    assert row["loss"] == pytest.approx(usual["loss"], rel=0.05)
 
 
 def test_lemma_a_1s_expected_kernel_is_the_mean_of_kernels():

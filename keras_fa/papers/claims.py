@@ -340,10 +340,12 @@ CLAIMS = (
     Claim(
         "S21",
         "figure 2",
-        "Alignment falls with p without a penalty, rises with it; the loss settles at "
-        "its order.",
-        "figure2_converged",
+        "Alignment falls with p without a penalty, rises with it; the loss converges, "
+        "the slower the larger lambda, to a positive number.",
+        "figure2_steps",
         "penalty|lambda",
+        "With n < d and the examples independent no weights are at rest under a "
+        "constant penalty on beta alone: W rests where e = 0 only, beta then shrinks.",
     ),
     Claim(
         "S21",

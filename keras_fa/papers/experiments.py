@@ -312,9 +312,9 @@ EXPERIMENTS = {
         "S21, theorem 4.6",
         theorems.theorem_4_6,
     ),
-    "figure2_converged": _theorem(
+    "figure2_steps": _theorem(
         "figure_2",
-        "A penalty makes wide networks align, followed to the end",
+        "A penalty makes wide networks align, after more and more steps",
         "S21, figure 2",
         theorems.figure_2,
     ),

@@ -110,66 +110,58 @@ def song_network(seed, p, activation, n=30, d=100, isometric=False):
     return x, kernel, TwoLayer(x, y, kernel, beta, feedback, activation)
 
 
-class LinearNetworks:
-    """Linear networks of `TwoLayer`'s form, several at once, by numbers of size n.
+class LinearNetwork:
+    """A linear network of `TwoLayer`'s form by numbers of size n.
 
     For ever `Z = Z0 - b u^T / sqrt(p)` and `beta = a beta0 - Z0 v / sqrt(p) + c b`, Z
     the values of the hidden units: u, v of length n, and a, c are all that changes. A
     step costs n^2 for any width p.
 
     Args:
-        networks: Linear `TwoLayer`s at their start, with equally many examples.
+        network: A linear `TwoLayer` at its start.
     """
 
-    def __init__(self, networks):
-        def stacked(value):
-            return np.array([value(net) for net in networks])
-
-        self._width = len(networks[0].beta)
+    def __init__(self, network):
+        before, beta, feedback = network.before, network.beta, network.feedback
+        self._width = len(beta)
         root = np.sqrt(self._width)
-        self._y = stacked(lambda n: n.y)
-        self._gram = stacked(lambda n: n.gram)
-        self._q = stacked(lambda n: n.beta @ n.before / root)
-        self._k = stacked(lambda n: n.before.T @ n.before / self._width)
-        self._g = stacked(lambda n: n.feedback @ n.before / root)
-        self._s = stacked(lambda n: n.feedback @ n.beta)
-        self._bb = stacked(lambda n: n.feedback @ n.feedback)
-        self._b0 = stacked(lambda n: n.beta @ n.beta)
-        count, size = self._y.shape
-        self._a, self._c = np.ones(count), np.zeros(count)
-        self._u, self._v = np.zeros((count, size)), np.zeros((count, size))
+        self._y, self._gram = network.y, network.gram
+        self._q, self._g = beta @ before / root, feedback @ before / root
+        self._k = before.T @ before / self._width
+        self._s, self._bb = feedback @ beta, feedback @ feedback
+        self._b0 = beta @ beta
+        self._a, self._c = 1.0, 0.0
+        self._u, self._v = np.zeros((2, len(self._y)))
 
     def _inner(self):
         """<b, beta> and K v."""
-        kv = np.einsum("bij,bj->bi", self._k, self._v)
-        gv = (self._g * self._v).sum(axis=1)
-        return self._a * self._s - gv + self._c * self._bb, kv
+        inner = self._a * self._s - self._g @ self._v + self._c * self._bb
+        return inner, self._k @ self._v
 
     def errors(self):
-        """e, shape `(networks, n)`."""
+        """e, shape `(n,)`."""
         inner, kv = self._inner()
-        outputs = self._a[:, None] * self._q - kv + self._c[:, None] * self._g
-        return outputs - self._u * (inner / self._width)[:, None] - self._y
+        outputs = self._a * self._q - kv + self._c * self._g
+        return outputs - self._u * (inner / self._width) - self._y
 
     def step(self, rate, penalty=0.0):
-        """One step, as `TwoLayer.step`: e before it, shape `(networks, n)`."""
+        """One step, as `TwoLayer.step`: e before it, shape `(n,)`."""
         errors = self.errors()
         shrink = 1 - rate * penalty
-        along = (self._u * errors).sum(axis=1) / self._width
+        along = self._u @ errors / self._width
         self._a = shrink * self._a
         self._v = shrink * self._v + rate * errors
         self._c = shrink * self._c + rate * along
-        self._u = self._u + rate * np.einsum("bij,bj->bi", self._gram, errors)
+        self._u = self._u + self._gram @ (rate * errors)
         return errors
 
-    def cosines(self):
-        """cos(b, beta), shape `(networks,)`."""
+    def cosine(self):
+        """cos(b, beta)."""
         inner, kv = self._inner()
-        squares = self._a**2 * self._b0 + (self._v * kv).sum(axis=1)
-        squares += self._c**2 * self._bb + 2 * self._a * self._c * self._s
-        squares -= 2 * ((self._a[:, None] * self._q + self._c[:, None] * self._g)
-                        * self._v).sum(axis=1)  # fmt: skip
-        return inner / np.sqrt(self._bb * squares)
+        squares = self._a**2 * self._b0 + self._v @ kv + self._c**2 * self._bb
+        squares += 2 * self._a * self._c * self._s
+        squares -= 2 * (self._a * self._q + self._c * self._g) @ self._v
+        return float(inner / np.sqrt(self._bb * squares))
 
 
 class Classifier:

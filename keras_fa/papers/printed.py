@@ -180,7 +180,7 @@ from no penalty to the smaller and falls by a point to the larger, in each seed.
     "song_synthetic": """\
 The paper has these numbers in figures only. With a penalty, 6,000, 3,000 and 2,000 \
 steps are not convergence: the linear network of p = 800 has a cosine of 0.07 at \
-lambda = 0.5 after 6,000 steps and 0.48 after 60,000. `figure2_converged` follows the \
-networks to the end. tanh saturates: its alignment depends on whether there is a \
+lambda = 0.5 after 6,000 steps and 0.48 after 60,000. `figure2_steps` follows the \
+networks much longer. tanh saturates: its alignment depends on whether there is a \
 penalty more than on how large it is.""",
 }
