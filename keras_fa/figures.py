@@ -447,7 +447,7 @@ def search(table, objective, space, path=None, *, fields=None, ax=None):
     return grid(items, draw, path, ax, fields, "fields")
 
 
-def grid(items, draw, path=None, ax=None, chosen=None, chooser="items"):
+def grid(items, draw, path=None, ax=None, chosen=None, chooser="items", order=()):
     """A figure with one panel for each item, and a legend of all lines beside them.
 
     Args:
@@ -457,6 +457,7 @@ def grid(items, draw, path=None, ax=None, chosen=None, chooser="items"):
         ax: `matplotlib.axes.Axes` to draw the one item in, in place of a new figure.
         chosen: The items to draw, one or a list; None for all.
         chooser: Name of the argument that `chosen` came from.
+        order: Labels in the legend's order; others come behind them, as drawn.
 
     Returns:
         `matplotlib.figure.Figure`, or None without items.
@@ -485,6 +486,9 @@ def grid(items, draw, path=None, ax=None, chosen=None, chooser="items"):
     for axis in axes:
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
             handles.setdefault(label, handle)
+    places = {label: place for place, label in enumerate(order)}
+    named = sorted(handles, key=lambda label: places.get(label, len(places)))
+    handles = {label: handles[label] for label in named}
     if handles and ax is None:
         legend = figure.legend(
             handles.values(), handles.keys(), loc="outside right center", frameon=False

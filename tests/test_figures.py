@@ -396,6 +396,21 @@ def test_a_long_legend_leaves_the_panel_its_width():
     assert axis.get_position().width * figure.get_figwidth() > 2.5
 
 
+def test_a_legend_keeps_its_order_whatever_the_panels_have():
+    lines = {"one": ["0", "5", "other"], "two": ["1", "5"]}
+
+    def draw(axis, item):
+        for label in lines[item]:
+            axis.plot([0, 1], [0, 1], label=label)
+
+    for order, expected in (
+        ((), ["0", "5", "other", "1"]),
+        (("0", "1", "2", "5"), ["0", "1", "5", "other"]),
+    ):
+        (legend,) = figures.grid(list(lines), draw, order=order).legends
+        assert [text.get_text() for text in legend.get_texts()] == expected
+
+
 @pytest.mark.parametrize(
     ("values", "written"),
     [([0.2, 1.0, 3.0], ["0.2", "0.3", "0.5", "1", "2", "3"]), ([1e-6, 1e-3, 1.0], [])],

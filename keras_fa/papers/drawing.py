@@ -103,7 +103,8 @@ def points(panels, path, xlabel, ylabel, colors, labels=None, **axes):
             axis.set_xticks([], minor=True)
         _write_out(axis.yaxis)
 
-    figure = grid([t for t in panels if panels[t]], draw, path)
+    order = (labels or {}).values()
+    figure = grid([t for t in panels if panels[t]], draw, path, order=order)
     return None if figure is None else path
 
 
