@@ -556,6 +556,18 @@ def test_alignment_falls_where_it_is_told_from_chance(tmp_path, cosines, told):
     assert "(n = " in words and "at 10" in words
 
 
+@pytest.mark.parametrize(
+    ("fa", "told"),
+    [((0.30, 0.02), True), ((0.09, 0.02), None), ((0.01, 0.01), False), (None, None),
+     ((0.30, math.nan), None)],
+)  # fmt: skip
+def test_the_least_fall_is_told_from_chance(fa, told):
+    falls = {"sign_fa": (0.05, 0.01), "ada_fa": (0.2, 0.01)}
+    if fa is not None:
+        falls["fa"] = fa
+    assert class_subsets._least(falls, "sign_fa", {"fa", "ada_fa"}) is told
+
+
 def test_a_claim_is_contrary_as_soon_as_a_check_fails():
     claim = claims.Claim("RK24", "theorem 0", "It.", "fig3", "above")
     told = section("fig3", checks=[("b above a", True, "2 > 1"), ("other", False, "")])

@@ -461,7 +461,9 @@ def alignment_by_classes(section, runs, folder):
     for rule, group in table.groupby("method"):
         values = group.sort_values("classes")["cosine_mean"].to_numpy()
         if len(values) > 1:
-            falls[rule] = 1 - values[-1] / values[0]
+            ends = group.sort_values("classes").iloc[[0, -1]]
+            error = _spread(group) * np.sqrt((1 / ends["seeds"]).sum())
+            falls[rule] = 1 - values[-1] / values[0], error / values[0]
         if rule == "fa":
             told, words = _falls(group.sort_values("classes"))
             section.checks.append(
@@ -472,16 +474,41 @@ def alignment_by_classes(section, runs, folder):
                     words,
                 )
             )
-    known = {"fa", "ada_fa", "sign_fa"} <= falls.keys()
     section.checks.append(
         (
             "sign-FA's alignment falls least with the number of classes",
-            bool(falls["sign_fa"] == min(falls.values())) if known else None,
+            _least(falls, "sign_fa", {"fa", "ada_fa"}),
             ", ".join(
-                f"{drawing.LABELS[r]} by {100 * f:.0f}%" for r, f in falls.items()
+                f"{drawing.LABELS[rule]} by "
+                + ("{:.1f}%" if math.isnan(error) else "{:.1f} ± {:.1f}%").format(
+                    100 * fall, 100 * error
+                )
+                for rule, (fall, error) in falls.items()
             ),
         )
     )
+
+
+def _least(falls, rule, others):
+    """Whether a rule's fall is below the others', by more than two standard errors."""
+    if not {rule, *others} <= falls.keys():
+        return None
+    own, error = falls[rule]
+    apart = [
+        (falls[other][0] - own) / math.hypot(falls[other][1], error) for other in others
+    ]
+    if all(value > 2 for value in apart):
+        return True
+    return False if any(value < -2 for value in apart) else None
+
+
+def _spread(group):
+    """The standard deviation over seeds of all numbers of classes; NaN of one each."""
+    repeated = group[group["seeds"] > 1]
+    weights = repeated["seeds"] - 1
+    if not len(repeated):
+        return math.nan
+    return math.sqrt((weights * repeated["cosine_sd"] ** 2).sum() / weights.sum())
 
 
 def _falls(group):
@@ -493,11 +520,9 @@ def _falls(group):
     means, seeds = group["cosine_mean"].to_numpy(), group["seeds"].to_numpy()
     words = ", ".join(f"{m:.3f} (n = {n})" for m, n in zip(means, seeds, strict=True))
     words += f" at {', '.join(str(c) for c in group['classes'])} classes"
-    repeated = group[group["seeds"] > 1]
-    if len(means) < 2 or not len(repeated):
+    spread = _spread(group)
+    if len(means) < 2 or math.isnan(spread):
         return None, f"{words}: no seed was repeated" if len(means) > 1 else words
-    weights = repeated["seeds"] - 1
-    spread = math.sqrt((weights * repeated["cosine_sd"] ** 2).sum() / weights.sum())
     errors = spread * np.sqrt(1 / seeds[1:] + 1 / seeds[:-1])
     steps = np.diff(means)
     words += f", standard deviation over seeds {spread:.2g}"
