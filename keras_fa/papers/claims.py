@@ -344,8 +344,9 @@ CLAIMS = (
         "the slower the larger lambda, to a positive number.",
         "figure2_steps",
         "penalty|lambda",
-        "With n < d and the examples independent no weights are at rest under a "
-        "constant penalty on beta alone: W rests where e = 0 only, beta then shrinks.",
+        "With independent examples (n < d), none of which leaves all ReLUs at zero, no "
+        "weights are at rest under a constant penalty on beta alone: W rests where "
+        "e = 0 only, and there beta shrinks.",
     ),
     Claim(
         "S21",

@@ -188,8 +188,9 @@ from no penalty to the smaller and falls by a point to the larger, in each seed.
     "figure2_steps": """\
 The paper trains until the loss converges, by its account to a positive number of \
 lambda's order. Under a constant penalty on beta alone there is no such number: with \
-independent examples (n < d) W is at rest where e = 0 only, and there beta shrinks. So \
-W grows along b for ever, and the loss goes on falling. From 30,000 to 300,000 steps \
+independent examples (n < d), none of which leaves all ReLUs at zero, W is at rest \
+where e = 0 only, and there beta shrinks. So W grows for ever, and the loss goes on \
+falling. From 30,000 to 300,000 steps \
 that of linear networks of p = 800 falls to 4% at lambda = 2 and 5, and their cosine \
 rises from 0.69 and 0.85 to 0.95 and 0.97; that of tanh networks, whose units \
 saturate, falls to 57 to 82% from 1,000 to 10,000. After 3,000 steps, as many as the \
