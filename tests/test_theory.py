@@ -165,7 +165,7 @@ def test_a_network_of_figure_2_that_diverges_is_followed_by_shorter_steps(monkey
     monkeypatch.setitem(theory._RATES, "relu", 8e-3)
     row = theory.figure_2(0, "relu", 20, 5.0, 100)
     assert 5e-4 <= row["rate"] < 8e-3
-    # The same time by other steps.
+    # The same time by other steps; measured: 8e-4 and 5e-5 of it apart.
     assert row["cosine"] == pytest.approx(usual["cosine"], abs=1e-2)
     assert row["loss"] == pytest.approx(usual["loss"], rel=0.05)
 
@@ -188,6 +188,19 @@ def test_lemma_a_1s_expected_kernel_is_the_mean_of_kernels():
     simple += (square - linear) * np.eye(4)
     distance = np.linalg.norm(mean - simple, 2)
     assert math.sqrt(row["squared_distance"]) == pytest.approx(distance, abs=2e-3)
+    assert row["order"] == pytest.approx(math.log(4) / 3 + 16 / 9)
+
+
+def test_sizes_at_the_start_are_those_of_gaussians():
+    row = lemmas.start(0, 6400)
+    # Measured: within 2% of their means; W's 7% below the edge of its spectrum.
+    assert row["mean_b"] == pytest.approx(math.sqrt(2 / math.pi), rel=0.03)
+    assert row["mean_b_beta"] == pytest.approx(2 / math.pi, rel=0.05)
+    assert row["b_w"] == pytest.approx(1, rel=0.25)
+    assert row["b_beta"] < 4 and row["b_squared"] < 4 * math.sqrt(2)
+    edge = 2 * math.sqrt(100 / 6400) + 100 / 6400
+    assert row["w_w"] == pytest.approx(edge, rel=0.1)
+    assert 0.5 < row["largest_b"] < 1 and 1 < row["error"] < 2
 
 
 def test_the_sums_of_linear_networks_give_errors_weights_and_cosine():
@@ -197,12 +210,17 @@ def test_the_sums_of_linear_networks_give_errors_weights_and_cosine():
     assert 0.5 < row["along"] < 5 / 6 and row["across"] < 0.3
     assert row["ratio_at_cutoff"] > 0
     expected = row["ratio"] / math.hypot(1, row["ratio"])
+    # Measured: 8% above, of W(0)'s part along b at so small a width.
     assert row["cosine"] == pytest.approx(expected, rel=0.2)
 
 
 def test_what_moves_in_wide_networks():
+    x, kernel, net = flows.song_network(0, 300, "tanh")
+    found = analysis.kernels(x, kernel, net.beta, net.feedback, "tanh")
     free, bound = (lemmas.lazy(0, 300, total, steps=150) for total in (0.0, 0.5))
     for row in (free, bound):
+        assert row["gamma"] == pytest.approx(found.smallest)
+        assert row["h_start"] == pytest.approx(found.hidden_norm)
         assert 0 < row["worst_over_bound"] < 1
         assert 0 < row["beta_over_bound"] < 1 and 0 < row["w_over_bound"] < 1
         shifts = row["g_shift"] + row["h_shift"] + row["remainder"] + row["h_start"]
@@ -214,7 +232,7 @@ def test_what_moves_in_wide_networks():
     fine = lemmas.lazy(0, 300, 0.0, rate=0.002, steps=1)
     coarse = lemmas.lazy(0, 300, 0.0, rate=0.02, steps=1)
     ratio = coarse["remainder"] / fine["remainder"]
-    assert ratio == pytest.approx(10, rel=0.05)
+    assert ratio == pytest.approx(10, rel=0.05)  # Measured: 10.05.
 
 
 def test_tails_and_isometry_are_those_of_the_distributions():
@@ -225,7 +243,8 @@ def test_tails_and_isometry_are_those_of_the_distributions():
     assert 0 < lemmas.tails(0, 10)["below"] < 1
     row = lemmas.isometry(0, 1, 10**4)
     assert row["missed"] == pytest.approx(0.1573, abs=2e-3)  # P(|Z| > sqrt(2))
-    assert lemmas.isometry(0, 3, 50)["draws"] == 400
+    row = lemmas.isometry(0, 3, 5000)
+    assert row["draws"] == 400 and 0 < row["missed"] < 1
 
 
 def test_sections_of_lemmas_tell_a_fall_from_none():

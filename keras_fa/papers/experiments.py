@@ -50,7 +50,10 @@ class Experiment:
 
 
 def measures(grid):
-    """What the experiments of a grid measure on whole logs: see `records.record`."""
+    """What experiments measure on whole logs of a grid that is theirs or beside them.
+
+    See `records.record`.
+    """
     experiments = EXPERIMENTS.values()
     chosen = [e.measures for e in experiments if grid in (e.grid, *e.beside)]
     return tuple(dict.fromkeys(f for some in chosen for f in some))

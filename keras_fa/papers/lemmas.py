@@ -269,6 +269,7 @@ def lazy_section(section, rows, folder):
         "the bounds that the proofs give; of n runs."
     ] = _means(
         rows,
+        ["total", "p"],
         [
             *("gamma", "beta", "beta_besides", "w"),
             *("beta_over_bound", "w_over_bound", "worst_over_bound"),
@@ -278,7 +279,9 @@ def lazy_section(section, rows, folder):
         "The same runs: what the proofs put against gamma: |G(t) - G(0)|, |H(0)|, "
         "|H(t) - H(0)|, the remainder |v| / (eta |e|), and their sum at one time."
     ] = _means(
-        rows, ["g_shift", "h_start", "h_shift", "remainder", "together", "gamma"]
+        rows,
+        ["total", "p"],
+        ["g_shift", "h_start", "h_shift", "remainder", "together", "gamma"],
     )
     for total, weights, errors in ((0.0, "A.4", "A.5"), (0.5, "A.6", "A.7")):
         own = rows[rows["total"] == total]
@@ -388,13 +391,14 @@ def sums_section(section, rows, folder):
         "lambda) to T, over |y|; ratio: eta S / (sqrt(p gamma) |s|) of lemma B.3's "
         "sums, at T and at the end."
     ] = _means(
-        rows.assign(total=0.0),
+        rows,
+        ["p"],
         [
             *("cutoff", "recursion", "beta_recursion", "along", "across"),
             *("ratio_at_cutoff", "ratio", "cosine"),
         ],
         digits=4,
-    ).drop(columns="total")
+    )
     at_cutoff = rows.groupby("p")["ratio_at_cutoff"].mean()
     # With beta(0)'s part gone and W(0)'s across b: r / sqrt(1 + r^2).
     expected = rows["ratio"] / np.hypot(1, rows["ratio"])
@@ -431,8 +435,8 @@ def sums_section(section, rows, folder):
     ]
 
 
-def _means(rows, columns, digits=3):
-    """Means by the penalty and the width, with how many runs they are of."""
-    groups = rows.groupby(["total", "p"])
+def _means(rows, by, columns, digits=3):
+    """Means over the runs of equal fields, with how many they are of, as texts."""
+    groups = rows.groupby(by)
     means = groups[columns].mean().assign(n=groups.size())
     return as_text(means.reset_index(), digits)

@@ -78,11 +78,11 @@ BIOTORCH = {
     "dfa": 1.61,
 }
 
-# What there is to say where our numbers differ from the papers'; by experiment.
 # arXiv 2606.21126, CIFAR-10: whether trained blocks gain 2 points over frozen ones. FA
 # has 0.401, DFA at the blocks' outputs 0.306, frozen blocks 0.349.
 AUDIT = {"FA": True, "DFA at blocks": False}
 
+# What there is to say where our numbers differ from the papers'; by experiment.
 REMARKS = {
     "akrout_mnist": """\
 Batches are drawn anew in each epoch, where the authors have one order; a mirror's \
