@@ -5,7 +5,7 @@ Command: python trainers/train.py --config=configs/cifar100_lenet.py --workdir=D
              --config.rule=sign_fa
 Expected: the paper's test accuracy at 10 classes is 55.2% (fa), 61.6% (ada_fa), 74.1%
     (sign_fa), 75.8% (backprop) after 500 epochs. Ours on the sample of class_seed 1,
-    as in configs/grids/table1.py: 62.3%, 65.0% (one seed), 71.9%, 73.3% (three); at
+    as in configs/grids/table1.py: 60.9%, 65.6%, 71.9%, 73.3% (three seeds); at
     25 classes 45.8%, 51.2%, 58.2%, 60.0% (one seed; the paper's 39.7%, 42.9%, 58.9%,
     60.1%). The drawn classes matter more than the seed.
 

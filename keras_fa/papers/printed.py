@@ -94,8 +94,9 @@ The tuning classes are never drawn. Standard errors are those of seeds on one sa
 of classes. Which classes are drawn moves GD by several points; the paper's standard \
 error of 0.2 leaves no room for that, so that its repetitions probably shared one \
 sample, too. Compare the ratios to GD, which are paired: sign-FA has 0.980 ± 0.008 \
-over three seeds, the paper 0.978; but FA has 0.844 and adaFA 0.881 (one seed), where \
-the paper has 0.728 and 0.813, and the mean of the earlier samples 0.778 and 0.847. At \
+over three seeds, the paper 0.978; but FA has 0.831 ± 0.007 and adaFA 0.894 ± 0.007, \
+where the paper has 0.728 and 0.813: both keep more of GD's accuracy here than there, \
+and kept 0.778 and 0.847 of it on the mean of the earlier samples. At \
 25 classes (one sample, one seed) it is the same: sign-FA 0.969, FA 0.764, adaFA \
 0.853, the paper 0.980, 0.661 and 0.714; GD's 60.0 and sign-FA's 58.2% are near the \
 paper's 60.1 and 58.9, FA's 45.8 and adaFA's 51.2 above its 39.7 and 42.9.
