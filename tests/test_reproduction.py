@@ -683,6 +683,33 @@ def test_the_command_line(tmp_path):
     )
 
 
+def test_fitted_noise_is_benign_where_the_test_loss_ends_near_its_least(tmp_path):
+    def benign(fitted, *ends):
+        told = section("noise_fitted")
+        runs = []
+        for width, end in zip((60, 200), ends, strict=True):
+            lines = {"val_loss": [2.0, 0.5, end], "accuracy": [0.1, 0.8, fitted]}
+            log = pd.DataFrame(lines | {"loss": 0.1, "val_accuracy": 0.7})
+            runs.append(
+                types.SimpleNamespace(
+                    width=width,
+                    settings={"rule": "fa"},
+                    final=dict(log.iloc[-1]),
+                    measured=lambda function, log=log: function(log),
+                )
+            )
+        noisy_mnist.figure4(told, runs, tmp_path)
+        return {claim: holds for claim, holds, _ in told.checks}
+
+    def the_one(checks):
+        (found,) = (holds for claim, holds in checks.items() if "benign" in claim)
+        return found
+
+    assert the_one(benign(1.0, 2.0, 0.54))  # It is the largest width that counts.
+    assert not the_one(benign(1.0, 0.5, 0.56))
+    assert not any("benign" in claim for claim in benign(0.8, 0.5, 0.56))
+
+
 def test_the_ledger_in_half_precision_is_a_part_of_the_drift():
     def run(dtype, remainder):
         terms = {"measured": (-3.0, 1.0), "first_order": (0.2, -0.2)}

@@ -137,6 +137,7 @@ EXPERIMENTS = {
         "Noisy MNIST without decay of the learning rate: is overfitting benign?",
         "RK24, figure 4",
         (_with(noisy_mnist.figure4, "noise_fitted"),),
+        (noisy_mnist.least_test_loss,),
     ),
     "table1": Experiment(
         "table1",
