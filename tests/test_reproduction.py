@@ -684,7 +684,7 @@ def test_the_command_line(tmp_path):
 
 
 def test_fitted_noise_is_benign_where_the_test_loss_ends_near_its_least(tmp_path):
-    def benign(fitted, *ends):
+    def benign(fitted, *ends, unmeasured=0):
         told = section("noise_fitted")
         runs = []
         for width, end in zip((60, 200), ends, strict=True):
@@ -698,6 +698,10 @@ def test_fitted_noise_is_benign_where_the_test_loss_ends_near_its_least(tmp_path
                     measured=lambda function, log=log: function(log),
                 )
             )
+        for _ in range(unmeasured):  # Records that were not asked for it.
+            record = types.SimpleNamespace(**vars(runs[-1]))
+            record.measured = lambda function: math.nan
+            runs.append(record)
         noisy_mnist.figure4(told, runs, tmp_path)
         return {claim: holds for claim, holds, _ in told.checks}
 
@@ -708,6 +712,7 @@ def test_fitted_noise_is_benign_where_the_test_loss_ends_near_its_least(tmp_path
     assert the_one(benign(1.0, 2.0, 0.54))  # It is the largest width that counts.
     assert not the_one(benign(1.0, 0.5, 0.56))
     assert not any("benign" in claim for claim in benign(0.8, 0.5, 0.56))
+    assert the_one(benign(1.0, 2.0, 0.54, unmeasured=1)) is None
 
 
 def test_the_ledger_in_half_precision_is_a_part_of_the_drift():
