@@ -334,6 +334,36 @@ def test_accuracy_ratios_compare_on_the_same_classes(tmp_path):
     assert paper["fa"].iloc[0] == pytest.approx(55.2 / 75.8)
 
 
+def test_a_sample_of_classes_counts_once_however_many_seeds_share_it(tmp_path):
+    config, _ = grid("table1")
+    axes = [
+        {"seed": [0, 1, 2, 3], "dataset.class_seed": [1, 1, 1, 2]},
+        {"rule": ["backprop", "fa", "ada_fa"]},
+    ]
+    # FA keeps 0.5, 0.6 and 0.7 of GD's on one sample, and all of it on another.
+    accuracy = {"backprop": [0.8, 0.8, 0.8, 0.5], "fa": [0.4, 0.48, 0.56, 0.5]}
+    # adaFA was run on the second alone: below FA there, above FA's mean.
+    accuracy["ada_fa"] = [None, None, None, 0.495]
+    for cell in sweeps.cells(config, axes):
+        value = accuracy[cell.config.rule][cell.config.seed]
+        if value is not None:
+            leave(cell, tmp_path, [{"epoch": 500, "val_accuracy": value}])
+    made = section("table1")
+    class_subsets.accuracies(made, papers.read_runs(tmp_path), tmp_path, 1)
+    table = made.data["table1.csv"].set_index("method")
+    # 48 on one sample, 50 on the other.
+    assert table.loc["fa", "accuracy_mean"] == pytest.approx(49)
+    assert table.loc["fa", "accuracy_se"] == pytest.approx(1)
+    assert tuple(table.loc["fa", ["samples", "seeds"]]) == (2, 4)
+    ratios = list(made.tables.values())[1].set_index(["method", "subset"])
+    assert ratios.loc[("FA", 1), "ratio"] == "0.600 ± 0.058"
+    assert ratios.loc[("FA", "all"), "ratio"] == "0.80 ± 0.20"
+    assert ("adaFA", "all") not in ratios.index
+    checks = {claim: (holds, words) for claim, holds, words in made.checks}
+    assert checks["10 classes: adaFA above FA"] == (False, "49.5 against 50.0, n = 1")
+    assert checks["10 classes: GD above sign-FA"][0] is None
+
+
 def test_a_variant_closes_what_it_takes_off_the_gap_to_gd(tmp_path):
     config, _ = grid("table1_variants")
     axes = [

@@ -46,10 +46,25 @@ def _rows(runs):
     )
 
 
+def _over_samples(rows, by, values):
+    """`run_folder.aggregate` where seeds may share a sample of classes.
+
+    Runs on the same classes are no independent draws of them. Where there are several
+    samples, each counts once, with the mean of its seeds, and errors are those over
+    samples; of one sample they are those over its seeds. "samples" is added.
+    """
+    groups = rows.groupby(by)
+    several = groups["subset"].transform("nunique") > 1
+    each = rows[several].groupby([*by, "subset"], as_index=False)[values].mean()
+    table = run_folder.aggregate(pd.concat([rows[~several], each]), by, values)
+    counts = groups["subset"].agg(samples="nunique", seeds="size").reset_index()
+    return table.drop(columns="seeds").merge(counts, on=by)
+
+
 def accuracies(section, runs, folder, number):
     """Final test accuracy by number of classes and method: tables 1 and 2."""
     rows = _rows(runs)
-    table = run_folder.aggregate(
+    table = _over_samples(
         rows,
         ["classes", "method", "epochs"],
         ["accuracy", "best", "train_accuracy", "train_loss"],
@@ -64,11 +79,13 @@ def accuracies(section, runs, folder, number):
     )
     compared = compare(ours, paper, ["classes", "rule"])
     section.tables[
-        "Test accuracy after the last epoch, percent; mean ± standard error over n "
-        "runs, beside the accuracy of the best epoch, and the training set's. Ours are "
-        "on other samples of classes than the paper's, which moves all levels: the "
-        "ratios below say more than the verdicts here."
+        "Test accuracy after the last epoch, percent; mean ± standard error of n runs, "
+        "beside the accuracy of the best epoch, and the training set's: over samples "
+        "of classes where there are several, each of them the mean of its seeds, over "
+        "seeds where there is one. Ours are on other samples than the paper's, which "
+        "moves all levels: the ratios below say more than the verdicts here."
     ] = compared.assign(
+        samples=list(ours["samples"]),
         best=[plus_minus(r.best_mean, r.best_se) for r in ours.itertuples()],
         train=[f"{r.train_accuracy_mean:.1f}" for r in ours.itertuples()],
         train_loss=[f"{r.train_loss_mean:.3g}" for r in ours.itertuples()],
@@ -79,23 +96,28 @@ def accuracies(section, runs, folder, number):
         section.data[f"table{number}_ratios.csv"] = ratios
         section.tables[
             "Each method's accuracy over GD's with the same classes and the same seed; "
-            "mean ± standard error over n pairs. `subset` is the seed that draws the "
-            "classes."
+            "mean ± standard error of n pairs. `subset` is the seed that draws the "
+            "classes; over all of them, each counts once."
         ] = _shown_ratios(ratios)
     for classes, group in rows.groupby("classes"):
-        mean = group.groupby("method")["accuracy"].mean()
+        # On the same classes and seeds; each sample of classes counts once.
+        cells = group.set_index(["subset", "seed", "epochs", "method"])["accuracy"]
+        wide = cells.unstack("method")
         for better, worse in (
             ("ada_fa", "fa"),
             ("sign_fa", "ada_fa"),
             ("backprop", "sign_fa"),
         ):
-            known = better in mean and worse in mean
+            both = wide.reindex(columns=[better, worse]).dropna()
+            mean, known = both.groupby("subset").mean().mean(), len(both) > 0
             section.checks.append(
                 (
                     f"{classes} classes: {drawing.LABELS[better]} above "
                     f"{drawing.LABELS[worse]}",
                     bool(mean[better] > mean[worse]) if known else None,
-                    f"{mean[better]:.1f} against {mean[worse]:.1f}" if known else "",
+                    f"{mean[better]:.1f} against {mean[worse]:.1f}, n = {len(both)}"
+                    if known
+                    else "",
                 )
             )
         verdicts = compared[compared["classes"] == classes]["verdict"]
@@ -161,10 +183,13 @@ def _ratios(rows, paper):
 
 
 def _shown_ratios(ratios):
-    by = ["classes", "subset", "method"]
-    table = run_folder.aggregate(ratios, by, ["ratio", "accuracy", "paper_ratio"])
+    values = ["ratio", "accuracy", "paper_ratio"]
+    own = run_folder.aggregate(ratios, ["classes", "subset", "method"], values)
+    over = _over_samples(ratios, ["classes", "method"], values).assign(subset="all")
+    table = pd.concat([own, over[over["samples"] > 1]], ignore_index=True)
     table["order"] = table["method"].map(drawing.RULES.index)
-    table = table.sort_values(["classes", "subset", "order"])
+    table["last"] = table["subset"] == "all"
+    table = table.sort_values(["classes", "last", "subset", "order"])
     return pd.DataFrame(
         {
             "classes": table["classes"],
@@ -304,7 +329,9 @@ def variants(section, runs, folder):
     for prefix in _MEASURES.values():
         pairs[f"{prefix}closed"] = pairs[f"{prefix}gap_of_base"] - pairs[f"{prefix}gap"]
     columns = [c for c in pairs if c not in ("variant", "method", "subset", "seed")]
-    table = run_folder.aggregate(pairs, ["variant", "method"], columns)
+    by = ["variant", "method"]
+    table = run_folder.aggregate(pairs, by, columns)
+    samples = pairs.groupby(by)["subset"].nunique().to_numpy()
     named = {"change": table["variant"], "method": table["method"].map(drawing.LABELS)}
     section.tables[
         "Test accuracy after the last epoch, 10 classes; each run beside GD's with the "
@@ -320,6 +347,7 @@ def variants(section, runs, folder):
             **_shown_gaps(table, ""),
             "train": [f"{v:.1f}" for v in table["train_accuracy_mean"]],
             "n": table["seeds"],
+            "samples of classes": samples,
         }
     )
     section.tables[
@@ -419,7 +447,7 @@ def layer_alignment(section, runs, folder, classes):
         return
     section.figures[
         f"Figure {number}: cos(W, B) against epochs at {classes} classes, mean and "
-        "standard error. C1 is left out: nothing is sent back through it."
+        "standard error over runs. C1 is left out: nothing is sent back through it."
     ] = drawing.curves(
         panels,
         folder / f"fig{number}.png",
@@ -503,7 +531,7 @@ def _least(falls, rule, others):
 
 
 def _spread(group):
-    """The standard deviation over seeds of all numbers of classes; NaN of one each."""
+    """The standard deviation over runs of all numbers of classes; NaN of one each."""
     repeated = group[group["seeds"] > 1]
     weights = repeated["seeds"] - 1
     if not len(repeated):
@@ -514,7 +542,7 @@ def _spread(group):
 def _falls(group):
     """Whether a mean cosine falls from each number of classes to the next.
 
-    By more than two standard errors of the difference, from the deviation over seeds of
+    By more than two standard errors of the difference, from the deviation over runs of
     all numbers of classes together; None where the runs are too few to tell.
     """
     means, seeds = group["cosine_mean"].to_numpy(), group["seeds"].to_numpy()
@@ -525,7 +553,7 @@ def _falls(group):
         return None, f"{words}: no seed was repeated" if len(means) > 1 else words
     errors = spread * np.sqrt(1 / seeds[1:] + 1 / seeds[:-1])
     steps = np.diff(means)
-    words += f", standard deviation over seeds {spread:.2g}"
+    words += f", standard deviation over runs {spread:.2g}"
     if (steps < -2 * errors).all():
         return True, words
     return (False if (steps > 2 * errors).any() else None), words
