@@ -153,8 +153,15 @@ def test_cells_of_a_measurement_differ_and_one_runs():
     for name, one in theory.MEASUREMENTS.items():
         texts = [str(sorted(cell.items())) for cell in one.cells]
         assert len(set(texts)) == len(texts), name
-    row = theory.theorem_3_2(0, 200, "tanh", steps=40)
+    row = theory.theorem_3_2(0, 200, steps=40)
     assert row["worst_ratio"] < row["bound"] < 1
+    # gamma is that of E[G], as in the paper; one narrow network's G is below it.
+    x, kernel, net = flows.song_network(0, 200, "tanh")
+    found = analysis.kernels(x, kernel, net.beta, net.feedback)
+    gamma = np.linalg.eigvalsh(lemmas.expected_kernel(x))[0]
+    assert row["gamma"] == pytest.approx(gamma) and gamma > row["smallest"]
+    assert row["smallest"] == pytest.approx(found.smallest)
+    assert row["bound"] == pytest.approx(1 - gamma / 8)
     assert row["loss_over_bound"] <= 1 + 1e-9
 
 
@@ -171,7 +178,7 @@ def test_a_network_of_figure_2_that_diverges_is_followed_by_shorter_steps(monkey
 
 
 def test_lemma_a_1s_expected_kernel_is_the_mean_of_kernels():
-    row = lemmas.expected_kernel(0, 4, 3)
+    row = lemmas.simple_matrix(0, 4, 3)
     rng = np.random.default_rng([0, 4, 3])
     x = rng.standard_normal((4, 3)) / math.sqrt(3)
     rng = np.random.default_rng(1)
@@ -181,6 +188,7 @@ def test_lemma_a_1s_expected_kernel_is_the_mean_of_kernels():
     ]
     mean = np.mean([k.output for k in kernels], axis=0)
     assert row["gamma"] == pytest.approx(np.linalg.eigvalsh(mean)[0], rel=0.02)
+    np.testing.assert_allclose(lemmas.expected_kernel(x), mean, atol=2e-3)
     z = rng.standard_normal(10**6)
     linear, square = (1 - np.tanh(z) ** 2).mean() ** 2, (np.tanh(z) ** 2).mean()
     norms = np.linalg.norm(x, axis=1)
@@ -219,7 +227,9 @@ def test_what_moves_in_wide_networks():
     found = analysis.kernels(x, kernel, net.beta, net.feedback, "tanh")
     free, bound = (lemmas.lazy(0, 300, total, steps=150) for total in (0.0, 0.5))
     for row in (free, bound):
-        assert row["gamma"] == pytest.approx(found.smallest)
+        expected = lemmas.expected_kernel(x)
+        assert row["gamma"] == pytest.approx(np.linalg.eigvalsh(expected)[0])
+        assert row["smallest"] == pytest.approx(found.smallest)
         assert row["h_start"] == pytest.approx(found.hidden_norm)
         assert 0 < row["worst_over_bound"] < 1
         assert 0 < row["beta_over_bound"] < 1 and 0 < row["w_over_bound"] < 1
@@ -233,6 +243,35 @@ def test_what_moves_in_wide_networks():
     coarse = lemmas.lazy(0, 300, 0.0, rate=0.02, steps=1)
     ratio = coarse["remainder"] / fine["remainder"]
     assert ratio == pytest.approx(10, rel=0.05)  # Measured: 10.05.
+
+
+def test_lemma_a_3_asks_for_both_kernels():
+    row = lemmas.kernels_at_start(0, 3000)
+    x, kernel, net = flows.song_network(0, 3000, "tanh")
+    found = analysis.kernels(x, kernel, net.beta, net.feedback)
+    assert row["smallest"] == pytest.approx(found.smallest)
+    assert row["norm_of_h"] == pytest.approx(found.hidden_norm)
+    gap = found.output - lemmas.expected_kernel(x)
+    assert row["distance"] == pytest.approx(np.abs(np.linalg.eigvalsh(gap)).max())
+    # Eigenvalues are no further apart than the matrices (Weyl).
+    assert abs(row["gamma"] - row["smallest"]) < row["distance"] < row["gamma"]
+
+    def told(**wide):
+        rows = pd.DataFrame(
+            {"p": p, "gamma": 0.1, "distance": p**-0.5, "norm_of_h": p**-0.5} | more
+            for p, more in (
+                (400, {"smallest": 0.07}),
+                (40_000, {"smallest": 0.08, **wide}),
+            )
+        )
+        section = Section("lemma_a_3", "Lemma A.3", "S21")
+        lemmas.kernels_at_start_section(section, rows, None)
+        return [holds for _, holds, _ in section.checks]
+
+    assert told() == [True, True]
+    assert told(smallest=0.07) == [False, True]
+    assert told(norm_of_h=0.03) == [False, False]
+    assert told(distance=0.05) == [True, False]
 
 
 def test_tails_and_isometry_are_those_of_the_distributions():
@@ -255,6 +294,7 @@ def test_sections_of_lemmas_tell_a_fall_from_none():
             "total": 0.5,
             "p": p,
             "gamma": 0.1,
+            "smallest": 0.08,
             **dict.fromkeys(names, p**-0.5),
             "beta": 1.5,
             "together": 0.01,

@@ -375,8 +375,8 @@ CLAIMS = (
         "S21",
         "lemma A.3",
         "At the start G's smallest eigenvalue is near gamma and |H| small.",
-        "theorem_3_2",
-        "^H is small",
+        "lemma_a_3",
+        r"^lemma A\.3",
         "(A.9) leaves <x_i, x_j> out of its second expression.",
     ),
     Claim(

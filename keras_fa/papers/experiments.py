@@ -326,13 +326,19 @@ EXPERIMENTS = {
         "lemma_a_1",
         "The expected kernel of Gaussian inputs",
         "S21, lemma A.1",
-        lemmas.expected_kernel_section,
+        lemmas.simple_matrix_section,
     ),
     "lemmas_a_2_b_2": _theorem(
         "lemmas_a_2_b_2",
         "Sizes at the start",
         "S21, lemmas A.2 and B.2",
         lemmas.start_section,
+    ),
+    "lemma_a_3": _theorem(
+        "lemma_a_3",
+        "The kernels at the start",
+        "S21, lemma A.3",
+        lemmas.kernels_at_start_section,
     ),
     "lemmas_a_4_a_7": _theorem(
         "lemmas_a_4_a_7",
