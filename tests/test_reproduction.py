@@ -307,6 +307,88 @@ def test_alignment_checks_know_what_is_missing(tmp_path):
     assert (tmp_path / "fig3.png").stat().st_size > 5000
 
 
+def _on_the_way(rule, width, **lines):
+    """A run of noisy MNIST whose log has these columns."""
+    log = pd.DataFrame({"epoch": range(len(next(iter(lines.values())))), **lines})
+    return types.SimpleNamespace(
+        settings={"rule": rule},
+        width=width,
+        log=log,
+        final=dict(log.iloc[-1]),
+        measured=lambda function: function(log),
+    )
+
+
+def test_a_ratio_is_conserved_beside_gds_and_widths_and_rules_are_told_apart(tmp_path):
+    # <W2, B2> of three lines; |W1| = 0, so that it is the potential.
+    def checks(**ends):
+        runs = [
+            _on_the_way(
+                rule,
+                width,
+                **{"inner/dense_2": [1.0, 1.0 + end / 2, 1.0 + end]},
+                **{"norm/dense_1": [0.0, 0.0, 0.0]},
+            )
+            for rule, both in ends.items()
+            for width, end in zip((15, 200), both, strict=True)
+        ]
+        made = section("fig2")
+        noisy_mnist.figure2(made, runs, tmp_path)
+        return {text: holds for text, holds, _ in made.checks}
+
+    told = checks(backprop=(8, 0.4), fa=(0.5, 0.03), ada_fa=(0.4, 0.02))
+    conserved = "the ratio is conserved: at every width its mean deviation from 1 is "
+    conserved += "below a tenth of GD's"
+    narrow = "the deviation is larger at the smallest width than at the largest"
+    most = "the deviation is largest under FA, at every width"
+    assert told[f"FA: {conserved}"] is told[f"FA: {narrow}"] is True
+    assert told[f"sign-FA: {conserved}"] is told[f"sign-FA: {narrow}"] is None
+    assert told[most] is None
+    further = checks(
+        backprop=(8, 0.4), fa=(0.5, 0.05), ada_fa=(0.4, 0.06), sign_fa=(0.01, 0.02)
+    )
+    assert further[f"FA: {conserved}"] is further[f"sign-FA: {narrow}"] is False
+    assert further[f"sign-FA: {conserved}"] is True and further[most] is False
+    held = checks(fa=(0.5, 0.05), ada_fa=(0.4, 0.04), sign_fa=(0.01, 0.02))
+    assert held[most] is True and held[f"FA: {conserved}"] is None
+
+
+@pytest.mark.parametrize(
+    ("fa", "sign_fa", "told"),
+    [([0.0, 0.3], [0.8, 0.9, 0.7], (True, True)),
+     ([0.0, 0.3, -0.1], [0.8, 0.85, 0.845, 0.9], (False, False))],
+)  # fmt: skip
+def test_alignment_that_rises_and_that_is_not_monotonic(tmp_path, fa, sign_fa, told):
+    runs = [
+        _on_the_way(
+            rule,
+            15,
+            **{"alignment/dense_2": cosines, "alignment_bound/dense_2": 0.1},
+        )
+        for rule, cosines in (("fa", fa), ("sign_fa", sign_fa))
+    ]
+    made = section("fig3")
+    noisy_mnist.figure3(made, runs, tmp_path)
+    (rises,) = (h for text, h, _ in made.checks if "rises from start" in text)
+    (falls,) = (h for text, h, _ in made.checks if "not monotonic" in text)
+    assert (rises, falls) == told
+
+
+def test_fas_alignment_in_lenet_rises_most_in_the_output_layer(tmp_path):
+    def told(**rises):
+        columns = {f"alignment/{layer}": [0.0, rise] for layer, rise in rises.items()}
+        run = _on_the_way("fa", None, **columns)
+        run.settings["dataset.num_classes"] = 10
+        made = section("fig5")
+        class_subsets.layer_alignment(made, [run], tmp_path, 10)
+        return made.checks[0]
+
+    text, holds, words = told(C2=0.01, C3=0.02, F1=0.05, F2=0.4)
+    assert holds and "in every layer, most in the output" in text and "+0.400" in words
+    assert not told(C2=0.01, C3=0.02, F1=0.5, F2=0.4)[1]
+    assert not told(C2=-0.01, C3=0.02, F1=0.05, F2=0.4)[1]
+
+
 def test_accuracy_ratios_compare_on_the_same_classes(tmp_path):
     config, _ = grid("table1")
     axes = [
@@ -579,11 +661,39 @@ def test_alignment_falls_where_it_is_told_from_chance(tmp_path, cosines, told):
         for classes, values in cosines.items()
         for c in values
     ]
-    made = section("fig7")
+    made = section("alignment_by_classes")
     class_subsets.alignment_by_classes(made, runs, tmp_path)
-    (text, holds, words), _ = made.checks
+    (by_layer, same, _), (text, holds, words), _ = made.checks
     assert "FA's alignment" in text and holds is told
     assert "(n = " in words and "at 10" in words
+    # Here every layer has the same cosines.
+    assert "every layer" in by_layer and same is told
+    (table,) = made.tables.values()
+    assert list(table["layer"]) == ["C2", "C3", "F1", "F2"]
+    shown = table["10 classes"].str.split().str[0].astype(float)
+    np.testing.assert_allclose(shown, np.mean(cosines[10]), atol=1e-3)
+
+
+def test_a_layer_whose_alignment_rises_with_the_classes_is_told(tmp_path):
+    ends = {10: (0.01, 0.05, 0.4), 25: (0.02, 0.05, 0.2)}  # C2, in between, F2
+    runs = [
+        types.SimpleNamespace(
+            settings={"dataset.num_classes": classes, "rule": "fa"},
+            final={
+                "alignment/C2": low + scatter,
+                "alignment/C3": middle,
+                "alignment/F1": middle,
+                "alignment/F2": high + scatter,
+            },
+        )
+        for classes, (low, middle, high) in ends.items()
+        for scatter in (0.0, 1e-4)
+    ]
+    made = section("alignment_by_classes")
+    class_subsets.alignment_by_classes(made, runs, tmp_path)
+    (_, by_layer, words), (_, mean, _), _ = made.checks
+    assert by_layer is False and mean is True
+    assert words.startswith("C2 0.010, 0.020; C3 0.050, 0.050;")
 
 
 @pytest.mark.parametrize(
@@ -622,9 +732,7 @@ def test_claims_are_of_experiments_and_stand_in_the_report(tmp_path):
     assert all(claim.checks for claim in chosen)
     named = [(claim.paper, claim.number) for claim in claims.CLAIMS]
     assert len(set(named)) == len(named)
-    told = section(
-        "fig3", checks=[("sign-FA's alignment above 1/sqrt(n)", True, "<i>")]
-    )
+    told = section("fig3", checks=[("FA aligns: c > 0", True, "<i>")])
     path = report.write([told], tmp_path / "report.html", "Title", "", whole=True)
     text = path.read_text()
     assert text.count('<tr id="claim-') == len(claims.CLAIMS)

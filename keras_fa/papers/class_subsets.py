@@ -427,13 +427,16 @@ def layer_alignment(section, runs, folder, classes):
     """cos(W, B) per layer against epochs: figures 5 to 7, for one number of classes."""
     number = {10: 5, 25: 6, 50: 7}[classes]
     chosen = [r for r in runs if r.settings["dataset.num_classes"] == classes]
-    panels, ends = {}, []
+    panels, ends, rises = {}, [], {}
     for layer in _LAYERS:
         panel = {}
         for rule in ("fa", "ada_fa", "sign_fa"):
             own = [run for run in chosen if run.settings["rule"] == rule]
             if own:
+                cosines = [run.log[f"alignment/{layer}"] for run in own]
                 panel[rule] = stack(own, lambda r, k=f"alignment/{layer}": r.log[k])
+                if rule == "fa":
+                    rises[layer] = np.mean([c.iloc[-1] - c.iloc[0] for c in cosines])
                 ends += [
                     {
                         "layer": layer,
@@ -458,6 +461,16 @@ def layer_alignment(section, runs, folder, classes):
     )
     table = run_folder.aggregate(pd.DataFrame(ends), ["layer", "method"], ["cosine"])
     section.data[f"fig{number}.csv"] = table
+    section.checks.append(
+        (
+            f"{classes} classes: FA's alignment rises in every layer, most in the "
+            "output layer",
+            bool(min(rises.values()) > 0 and max(rises, key=rises.get) == "F2")
+            if rises
+            else None,
+            ", ".join(f"{layer} {rise:+.3f}" for layer, rise in rises.items()),
+        )
+    )
     means = {(r.layer, r.method): r.cosine_mean for r in table.itertuples()}
     for layer in panels:
         fa, ada = means.get((layer, "fa")), means.get((layer, "ada_fa"))
@@ -472,17 +485,22 @@ def layer_alignment(section, runs, folder, classes):
 
 def alignment_by_classes(section, runs, folder):
     """Whether alignment falls with the number of classes, sign-FA's least."""
-    ends = pd.DataFrame(
+    layers = pd.DataFrame(
         {
+            "run": number,
             "classes": run.settings["dataset.num_classes"],
             "method": run.settings["rule"],
-            "cosine": np.mean([run.final[f"alignment/{layer}"] for layer in _LAYERS]),
+            "layer": layer,
+            "cosine": run.final[f"alignment/{layer}"],
         }
-        for run in runs
+        for number, run in enumerate(runs)
         if run.settings["rule"] != "backprop"
+        for layer in _LAYERS
     )
-    if not len(ends):
+    if not len(layers):
         return
+    _by_layer(section, layers)
+    ends = layers.groupby(["run", "classes", "method"], as_index=False)["cosine"].mean()
     table = run_folder.aggregate(ends, ["method", "classes"], ["cosine"])
     section.data["alignment_by_classes.csv"] = table
     falls = {}
@@ -515,6 +533,38 @@ def alignment_by_classes(section, runs, folder):
             ),
         )
     )
+
+
+def _by_layer(section, layers):
+    """Alignment of each layer by the number of classes, and whether FA's falls."""
+    table = run_folder.aggregate(layers, ["method", "layer", "classes"], ["cosine"])
+    shown, told, words = {}, [], []
+    for (rule, layer), group in table.groupby(["method", "layer"]):
+        group = group.sort_values("classes")
+        shown[drawing.RULES.index(rule), _LAYERS.index(layer)] = {
+            "method": drawing.LABELS[rule],
+            "layer": layer,
+            **{
+                f"{r.classes} classes": plus_minus(r.cosine_mean, r.cosine_se, 3)
+                for r in group.itertuples()
+            },
+        }
+        if rule == "fa":
+            told.append(_falls(group)[0])
+            means = ", ".join(f"{mean:.3f}" for mean in group["cosine_mean"])
+            words.append(f"{layer} {means}")
+    section.tables[
+        "cos(W, B) at the end by layer and number of classes; mean ± standard error "
+        "over runs."
+    ] = pd.DataFrame([row for _, row in sorted(shown.items())]).fillna("-")
+    if words:
+        section.checks.append(
+            (
+                "FA's alignment falls with the number of classes in every layer",
+                False if False in told else None if None in told else True,
+                "; ".join(words),
+            )
+        )
 
 
 def _least(falls, rule, others):

@@ -188,11 +188,15 @@ EXPERIMENTS = {
         "table1",
         "LeNet: alignment at 50 classes",
         "RK24, figure 7",
-        (
-            _with(class_subsets.layer_alignment, 50),
-            class_subsets.alignment_by_classes,
-        ),
+        (_with(class_subsets.layer_alignment, 50),),
         paper=_long(24, epochs=500, dataset__num_classes=50),
+    ),
+    "alignment_by_classes": Experiment(
+        "table1",
+        "LeNet: alignment by the number of classes",
+        "RK24, figures 5 to 7",
+        (class_subsets.alignment_by_classes,),
+        paper=_long(72, epochs=500),
     ),
     "table2": Experiment(
         "table2",
