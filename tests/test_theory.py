@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from keras_fa import analysis, models
 from keras_fa.analysis import _kernels
-from keras_fa.papers import flows, lemmas, theory
+from keras_fa.papers import flows, lemmas, theorems, theory
 from keras_fa.papers.sections import Section, as_text, exponent
 
 
@@ -272,6 +272,43 @@ def test_lemma_a_3_asks_for_both_kernels():
     assert told(smallest=0.07) == [False, True]
     assert told(norm_of_h=0.03) == [False, False]
     assert told(distance=0.05) == [True, False]
+
+
+def test_theorem_4_6s_constant_is_compared_over_widths_and_settings(tmp_path):
+    rows = pd.DataFrame(
+        {
+            **{"seed": 0, "inputs": "isometric", "schedule": "cutoff", "n": 50},
+            **{"time": "sqrt(p)", "p": p, "d": d, "rate": rate, "cosine": cosine},
+            **dict.fromkeys(("gamma", "m_over_gamma", "l", "cutoff"), 1.0),
+            **dict.fromkeys(("sum_of_lambda", "smallest_after", "final_error"), 1.0),
+        }
+        for p in (800, 3200)
+        for d, rate, cosine in (
+            (150, math.nan, 0.6),
+            (150, 0.005, 0.61),
+            (300, 0.01, 0.7),
+        )
+    )
+
+    def told(rows):
+        section = Section("theorem_4_6", "Theorem 4.6", "S21")
+        theorems.theorem_4_6(section, rows, tmp_path)
+        return {
+            text.rpartition("n = 50")[2]: holds for text, holds, _ in section.checks
+        }
+
+    same = ": the same at every p to 10%, and above 0.1"
+    over = "isometric, cutoff, T ~ sqrt(p): the same for every n, d and eta to 10%"
+    # What was measured before the rate was a field is of 0.01.
+    assert told(rows) == {
+        **dict.fromkeys((same, f", eta = 0.005{same}", f", d = 300{same}"), True),
+        over: False,
+    }
+    assert told(rows[rows["d"] == 150])[over] is True
+    alone = rows[rows["rate"].isna()].drop(columns="rate")
+    assert told(alone) == {same: True, over: None}
+    rows.loc[rows["p"] == 800, "cosine"] *= 1.2
+    assert told(rows)[same] is False
 
 
 def test_tails_and_isometry_are_those_of_the_distributions():

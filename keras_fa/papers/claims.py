@@ -347,7 +347,7 @@ CLAIMS = (
         "S21",
         "theorem 4.6",
         "Alignment stays after a penalty that ends at T ~ sqrt(p), by a constant that "
-        "does not depend on p.",
+        "does not depend on p, n, d or eta.",
         "theorem_4_6",
         r"^isometric, (cutoff|exponential|inverse).*sqrt",
     ),

@@ -367,6 +367,10 @@ MEASUREMENTS = {
         + _aligning([0], schedule="inverse_square")
         + _aligning([0], schedule="constant")
         + _aligning([0], n=300)
+        + _aligning([0], n=25)
+        + _aligning([0], n=100)
+        + _aligning([0], d=300)
+        + _aligning([0], rate=0.005)
         + _aligning([0], inputs="gaussian"),
     ),
     "proposition_5_7": Measurement(
