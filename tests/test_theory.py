@@ -98,6 +98,69 @@ def test_a_linear_network_by_n_numbers_is_the_network():
     assert short.cosine() == pytest.approx(net.cosine(), rel=1e-8)
 
 
+@pytest.mark.parametrize("loss", ["squared", "logistic"])
+@pytest.mark.parametrize("rule", ["fa", {"name": "sign_fa", "scale": 1.0}])
+def test_layers_are_the_network_of_layers(rule, loss):
+    rng = np.random.default_rng(4)
+    x, y = rng.standard_normal((6, 5)), rng.standard_normal((6, 3))
+    if loss == "logistic":
+        y = (y > 0).astype(float)
+    model = models.mlp(
+        (5,), (7, 4), 3, rule=rule, activation="leaky_relu", use_bias=False,
+        dtype="float64",
+    )  # fmt: skip
+    layers = [model.get_layer(f"dense_{i}") for i in (1, 2, 3)]
+    kernels = [layer.kernel.numpy() for layer in layers]
+    sent = None
+    if rule == "fa":
+        sent = [layer.feedback.numpy() for layer in layers[1:]]
+    net = flows.Layers(x, y, kernels, sent, 0.01, loss)
+    start = net.potentials()
+    for _ in range(3):
+        with tf.GradientTape() as tape:
+            outputs = model(x)
+            each = (outputs - y) ** 2 / 2
+            if loss == "logistic":
+                each = tf.nn.sigmoid_cross_entropy_with_logits(y, outputs)
+            value = tf.reduce_sum(each) / 6
+        steps = tape.gradient(value, [layer.kernel for layer in layers])
+        for layer, step in zip(layers, steps, strict=True):
+            layer.kernel.assign_sub(0.1 * step)
+        told, gradients = net.step(0.1)
+        assert told == pytest.approx(float(value))
+        # TensorFlow's leaky ReLU has its slope in float32.
+        np.testing.assert_allclose(gradients[0], steps[0].numpy(), atol=1e-9)
+    for kernel, layer in zip(net.kernels, layers, strict=True):
+        np.testing.assert_allclose(kernel, layer.kernel.numpy(), atol=1e-9)
+    ours = np.concatenate(list(analysis.potentials(model).values()))
+    np.testing.assert_allclose(net.potentials(), ours, atol=1e-8)
+    assert np.abs(ours - start).max() > 1e-4
+
+
+def test_theorem_5_2s_drift_is_of_the_steps_and_its_section_tells(tmp_path):
+    row = theory.theorem_5_2(0, "fa", "squared", 0.02, time=0.4)
+    half = theory.theorem_5_2(0, "fa", "squared", 0.01, time=0.4)
+    assert row["besides"] < 1e-13 < 1e-5 < row["drift"] < row["moved"] / 20
+    assert row["drift"] / half["drift"] == pytest.approx(2, rel=0.1)
+    assert theory.theorem_5_2(0, "sign_fa", "squared", 0.02)["besides"] > 1e-4
+
+    def told(power, besides):
+        rows = pd.DataFrame(
+            {"method": method, "loss": "squared", "rate": rate, "moved": 1.0}
+            | {"drift": rate**power, "besides": besides}
+            | {"initial_loss": 2.0, "final_loss": 1.0}
+            for method in ("fa", "sign_fa")
+            for rate in (0.01, 0.02)
+        )
+        section = Section("theorem_5_2", "Theorem 5.2", "RK24")
+        theorems.theorem_5_2(section, rows, tmp_path)
+        return [holds for _, holds, _ in section.checks]
+
+    assert told(1.0, 1e-15) == [True, True, True]
+    assert told(0.5, 1e-15) == [False, True, False]
+    assert told(1.0, 1e-3) == [True, False, True]
+
+
 @pytest.mark.parametrize("sign", [False, True])
 def test_a_classifiers_gradients_are_true_where_feedback_is_w(sign):
     rng = np.random.default_rng(3)

@@ -117,10 +117,9 @@ CLAIMS = (
         "RK24",
         "theorem 5.2",
         "A unit's <W2, B2> - ½|W1|² is conserved by the flow of FA and sign-FA.",
-        "rk23",
-        "ledger accounts",
-        "Without biases; with them ½ b² belongs to it. Finite steps drift by what the "
-        "ledger says, to rounding.",
+        "theorem_5_2",
+        "the drift",
+        "Without biases; with them ½ b² belongs to it.",
     ),
     Claim(
         "RK24",

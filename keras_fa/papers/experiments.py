@@ -272,6 +272,12 @@ EXPERIMENTS = {
         paper=_long(30, epochs=300, model__kernel_initializer="normal(1.0)"),
         stored=("song_mnist_earlier.csv", "figures/song_fig3.png"),
     ),
+    "theorem_5_2": _theorem(
+        "theorem_5_2",
+        "The conservation law of single units",
+        "RK24, theorem 5.2",
+        theorems.theorem_5_2,
+    ),
     "proposition_5_7": _theorem(
         "proposition_5_7",
         "Convergence with an alpha known before training",

@@ -201,6 +201,65 @@ class Classifier:
         self.output -= rate * output
 
 
+class Layers:
+    """Leaky ReLU layers, several linear outputs, no biases, under FA or sign-FA.
+
+    Args:
+        x: Inputs, shape `(n, d)`.
+        y: Targets, shape `(n, k)`; of "logistic" 0 and 1.
+        kernels: Of the layers at the start, each of shape `(in, out)`.
+        feedback: In their place on the way back, for all but the first; None for their
+            signs, kept up to date.
+        slope: Of the leaky ReLU below 0.
+        loss: "squared", half of it, or "logistic", summed over outputs; mean over n.
+    """
+
+    def __init__(self, x, y, kernels, feedback, slope, loss):
+        self._x, self._y, self._slope, self._loss = x, y, slope, loss
+        self.kernels = [kernel.copy() for kernel in kernels]
+        self._fixed = feedback
+
+    def feedback(self):
+        """B of all layers but the first."""
+        if self._fixed is not None:
+            return self._fixed
+        return [np.sign(kernel) for kernel in self.kernels[1:]]
+
+    def step(self, rate):
+        """One step of all layers: the loss before it and the steps' directions."""
+        values, slopes = [self._x], []
+        for kernel in self.kernels[:-1]:
+            before = values[-1] @ kernel
+            slopes.append(np.where(before > 0, 1.0, self._slope))
+            values.append(before * slopes[-1])
+        outputs = values[-1] @ self.kernels[-1]
+        if self._loss == "squared":
+            errors = outputs - self._y
+            loss = 0.5 * (errors**2).sum() / len(errors)
+        else:
+            errors = 1 / (1 + np.exp(-outputs)) - self._y
+            loss = (np.logaddexp(0, outputs) - self._y * outputs).sum() / len(errors)
+        sent, gradients = errors / len(errors), []
+        for layer in reversed(range(len(self.kernels))):
+            gradients.insert(0, values[layer].T @ sent)
+            if layer:
+                sent = (sent @ self.feedback()[layer - 1].T) * slopes[layer - 1]
+        for kernel, gradient in zip(self.kernels, gradients, strict=True):
+            kernel -= rate * gradient
+        return float(loss), gradients
+
+    def potentials(self):
+        """<W2[j], B2[j]> - 1/2 |W1[:, j]|^2 of each hidden unit, layer after layer."""
+        return np.concatenate(
+            [
+                (out * sent).sum(axis=1) - 0.5 * (into**2).sum(axis=0)
+                for into, out, sent in zip(
+                    self.kernels, self.kernels[1:], self.feedback(), strict=False
+                )
+            ]
+        )
+
+
 class LinearMap:
     """`f(X) = X W1 W2`, several outputs, squared error `1/2 sum e^2`, feedback W2(0).
 

@@ -232,6 +232,50 @@ def _theorem_4_6_table(table):
     return shown
 
 
+def theorem_5_2(section, rows, folder):
+    """RK24's conservation law of single units, by the rate."""
+    by = ["method", "loss", "rate"]
+    values = ["initial_loss", "final_loss", "moved", "drift", "besides"]
+    names = {
+        "moved": "½|W1|² moves",
+        "drift": "<W2, B2> - ½|W1|² moves",
+        "besides": "besides -½ η² Σ |g|²",
+    }
+    table = rows.groupby(by)[values].mean().reset_index()
+    section.tables[
+        "Leaky ReLU (slope 0.1), 10-12-9-3 units, no biases, 20 examples, full batch, "
+        "to t = 4: the largest of the 21 hidden units, mean over seeds. The last "
+        "column is what is left without the steps' own term of second order, g the "
+        "steps' direction; under FA nothing, under sign-FA what weights that "
+        "change sign add."
+    ] = as_text(table.rename(columns=names))
+    for method, group in rows.groupby("method"):
+        label = drawing.LABELS[method]
+        powers = [exponent(part, "rate", "drift") for _, part in group.groupby("loss")]
+        told = [power for power in powers if power is not None]
+        share = group["drift"] / group["moved"]
+        section.checks.append(
+            (
+                f"{label}: the drift of every unit falls in proportion to the rate, so "
+                "that the flow conserves",
+                all(abs(power - 1) < 0.15 for power in told) if told else None,
+                "exponents "
+                + ", ".join(f"{power:.3f}" for power in told)
+                + f"; at the smallest rate {share[group['rate'].idxmin()]:.2g} of what "
+                "½|W1|² moves",
+            )
+        )
+        if method == "fa":
+            section.checks.append(
+                (
+                    f"{label}: the drift is the steps' own term of second order, to "
+                    "rounding",
+                    bool((group["besides"] < 1e-12).all()),
+                    f"{group['besides'].max():.1g} besides",
+                )
+            )
+
+
 def proposition_5_7(section, rows, folder):
     """alpha known before training, and its bound beside the loss."""
     by = ["data", "method", "slope", "start"]

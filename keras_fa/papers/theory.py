@@ -14,6 +14,7 @@ from keras_fa import analysis, datasets
 from keras_fa.papers import lemmas
 from keras_fa.papers.flows import (
     Classifier,
+    Layers,
     LinearMap,
     LinearNetwork,
     TwoLayer,
@@ -232,6 +233,45 @@ def figure_2(seed, activation, p, penalty, steps):
     return {"cosine": net.cosine(), "loss": loss, "rate": rate}
 
 
+def theorem_5_2(seed, method, loss, rate, time=4.0):
+    """What units of two hidden layers conserve, and what finite steps take of it."""
+    rng = np.random.default_rng([seed, 52])
+    x, y = rng.standard_normal((20, 10)), rng.standard_normal((20, 3))
+    if loss == "logistic":
+        y = (y > 0).astype(float)
+    shapes = ((10, 12), (12, 9), (9, 3))
+    kernels, feedback = (
+        [rng.standard_normal(shape) / math.sqrt(shape[0]) for shape in shapes]
+        for _ in range(2)
+    )
+    sent = None if method == "sign_fa" else feedback[1:]
+    net = Layers(x, y, kernels, sent, 0.1, loss)
+    start = net.potentials()
+    drift, second, losses = 0.0, np.zeros_like(start), []
+    for _ in range(round(time / rate)):
+        before, gradients = net.step(rate)
+        losses.append(before)
+        # Terms of first order in the rate cancel: W1's only other one is this.
+        second -= 0.5 * rate**2 * np.concatenate([_squares(g) for g in gradients[:-1]])
+        drift = max(drift, np.abs(net.potentials() - start).max())
+    moved = [
+        np.abs(0.5 * (_squares(kernel) - _squares(first))).max()
+        for kernel, first in zip(net.kernels[:-1], kernels, strict=False)
+    ]
+    return {
+        "initial_loss": losses[0],
+        "final_loss": losses[-1],
+        "moved": max(moved),
+        "drift": drift,
+        "besides": np.abs(net.potentials() - start - second).max(),
+    }
+
+
+def _squares(kernel):
+    """|W[:, j]|^2 of each unit."""
+    return (kernel**2).sum(axis=0)
+
+
 def proposition_5_7(seed, data, method, slope, start, time=20.0, most=60_000):
     """alpha known before training, its bound on the loss, the measured alpha."""
     size = {"separable": (50, 20), "nearly_orthogonal": (20, 100)}[data]
@@ -372,6 +412,15 @@ MEASUREMENTS = {
         + _aligning([0], d=300)
         + _aligning([0], rate=0.005)
         + _aligning([0], inputs="gaussian"),
+    ),
+    "theorem_5_2": Measurement(
+        theorem_5_2,
+        _product(
+            seed=_SEEDS,
+            method=["fa", "sign_fa"],
+            loss=["squared", "logistic"],
+            rate=[0.04, 0.02, 0.01, 0.005],
+        ),
     ),
     "proposition_5_7": Measurement(
         proposition_5_7,
