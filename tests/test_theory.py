@@ -252,6 +252,9 @@ def test_lemma_a_1s_expected_kernel_is_the_mean_of_kernels():
     mean = np.mean([k.output for k in kernels], axis=0)
     assert row["gamma"] == pytest.approx(np.linalg.eigvalsh(mean)[0], rel=0.02)
     np.testing.assert_allclose(lemmas.expected_kernel(x), mean, atol=2e-3)
+    hidden = 1 / (1 + np.exp(-x @ rng.standard_normal((3, 10**6))))
+    sigmoid = lemmas.expected_kernel(x, lambda v: 1 / (1 + np.exp(-v)))
+    np.testing.assert_allclose(sigmoid, hidden @ hidden.T / 10**6, atol=2e-3)
     z = rng.standard_normal(10**6)
     linear, square = (1 - np.tanh(z) ** 2).mean() ** 2, (np.tanh(z) ** 2).mean()
     norms = np.linalg.norm(x, axis=1)
@@ -335,6 +338,27 @@ def test_lemma_a_3_asks_for_both_kernels():
     assert told(smallest=0.07) == [False, True]
     assert told(norm_of_h=0.03) == [False, False]
     assert told(distance=0.05) == [True, False]
+
+
+def test_gamma_may_not_go_to_0_with_the_number_of_examples():
+    def told(*gammas):
+        rows = pd.DataFrame(
+            {"seed": 0, "activation": "tanh", "d_over_n": share, "n": n, "gamma": gamma}
+            for n, gamma in zip((60, 240), gammas, strict=False)
+            for share in (0.5, 1, 2)
+        )
+        rows.loc[rows["d_over_n"] == 0.5, "gamma"] = 0.0  # Of which nothing is said.
+        section = Section("proposition_3_3", "Proposition 3.3", "S21")
+        theorems.proposition_3_3(section, rows, None)
+        ((_, holds, _),) = section.checks
+        return holds
+
+    assert told(0.02, 0.019) is True and told(0.02, 0.01) is False
+    assert told(-0.01, -0.01) is False and told(0.02) is None
+    row = theory.proposition_3_3(0, "sigmoid", 20, 2)
+    x = np.random.default_rng([0, 20]).standard_normal((20, 40)) / math.sqrt(40)
+    kernel = lemmas.expected_kernel(x, lambda v: 1 / (1 + np.exp(-v)))
+    assert row["gamma"] == pytest.approx(np.linalg.eigvalsh(kernel)[0])
 
 
 def test_theorem_4_6s_constant_is_compared_over_widths_and_settings(tmp_path):

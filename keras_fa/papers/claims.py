@@ -307,7 +307,7 @@ CLAIMS = (
     Claim(
         "S21",
         "proposition 3.3",
-        "gamma > 0 for Gaussian inputs with d of the order of n.",
+        "gamma > 0 for Gaussian inputs with d of the order of n, of tanh and sigmoid.",
         "proposition_3_3",
         "gamma > 0",
     ),

@@ -19,19 +19,20 @@ _NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(_TERMS)
 _WEIGHTS /= _WEIGHTS.sum()
 
 
-def expected_kernel(x):
-    """E[G] for tanh over Gaussian W, by Hermite's polynomials.
+def expected_kernel(x, psi=np.tanh):
+    """E[G] over Gaussian W, by Hermite's polynomials.
 
     Its smallest eigenvalue is the gamma of Song et al., assumption 3.1; that of one
     network's G is below it on average, and the further the narrower the network.
 
     Args:
         x: Inputs, shape `(n, d)`.
+        psi: The activation: smooth, since the series is cut.
 
     Returns:
         Shape `(n, n)`.
     """
-    psi, nodes = analysis.ACTIVATIONS["tanh"][0], _NODES
+    nodes = _NODES
     # Orthonormal: E[h_j(Z) h_k(Z')] is the correlation^k of Z and Z' where j = k.
     polynomials = [np.ones(_TERMS), nodes]
     for k in range(2, _TERMS):

@@ -91,11 +91,12 @@ def theorem_3_2(seed, p, rate=0.5, steps=1500):
     }
 
 
-def proposition_3_3(seed, d_over_n, n=60):
+def proposition_3_3(seed, activation, n, d_over_n):
     """The smallest eigenvalue of G's expectation for Gaussian inputs."""
     rng = np.random.default_rng([seed, n])
     x = rng.standard_normal((n, int(d_over_n * n))) / math.sqrt(d_over_n * n)
-    return {"gamma": _gamma(x)}
+    psi = {"tanh": np.tanh, "sigmoid": lambda v: 1 / (1 + np.exp(-v))}[activation]
+    return {"gamma": float(np.linalg.eigvalsh(lemmas.expected_kernel(x, psi))[0])}
 
 
 def _schedule(name, total, cutoff):
@@ -384,7 +385,13 @@ MEASUREMENTS = {
         _product(seed=_SEEDS, p=[400, 1600]) + _product(seed=[0], p=[6400]),
     ),
     "proposition_3_3": Measurement(
-        proposition_3_3, _product(seed=[0], d_over_n=[0.5, 1, 2, 4])
+        proposition_3_3,
+        _product(
+            seed=_SEEDS,
+            activation=["tanh", "sigmoid"],
+            n=[60, 240, 480],
+            d_over_n=[0.5, 1, 2, 4],
+        ),
     ),
     "theorem_4_2": Measurement(
         theorem_4_2,
