@@ -101,8 +101,9 @@ def accuracies(section, runs, folder, number):
         ] = _shown_ratios(ratios)
     for classes, group in rows.groupby("classes"):
         # On the same classes and seeds; each sample of classes counts once.
-        cells = group.set_index(["subset", "seed", "epochs", "method"])["accuracy"]
-        wide = cells.unstack("method")
+        wide = group.pivot_table(
+            index=["subset", "seed", "epochs"], columns="method", values="accuracy"
+        )
         for better, worse in (
             ("ada_fa", "fa"),
             ("sign_fa", "ada_fa"),
