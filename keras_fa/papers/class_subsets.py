@@ -330,16 +330,15 @@ def variants(section, runs, folder):
     for prefix in _MEASURES.values():
         pairs[f"{prefix}closed"] = pairs[f"{prefix}gap_of_base"] - pairs[f"{prefix}gap"]
     columns = [c for c in pairs if c not in ("variant", "method", "subset", "seed")]
-    by = ["variant", "method"]
-    table = run_folder.aggregate(pairs, by, columns)
-    samples = pairs.groupby(by)["subset"].nunique().to_numpy()
+    table = _over_samples(pairs, ["variant", "method"], columns)
     named = {"change": table["variant"], "method": table["method"].map(drawing.LABELS)}
     section.tables[
         "Test accuracy after the last epoch, 10 classes; each run beside GD's with the "
         "same classes, seed and setting. Gap: GD's minus the method's, in points. "
         "Closed: points of table 1's gap on the same classes and seed that the change "
         "takes away, over the pairs that table 1's setting has too. Mean ± standard "
-        "error over n pairs."
+        "error of n pairs, over samples of classes where there are several, each of "
+        "them the mean of its seeds."
     ] = pd.DataFrame(
         {
             **named,
@@ -348,7 +347,7 @@ def variants(section, runs, folder):
             **_shown_gaps(table, ""),
             "train": [f"{v:.1f}" for v in table["train_accuracy_mean"]],
             "n": table["seeds"],
-            "samples of classes": samples,
+            "samples": table["samples"],
         }
     )
     section.tables[
@@ -373,7 +372,8 @@ def variants(section, runs, folder):
                 bool(abs(row.ratio_mean - theirs) <= 2 * row.ratio_se)
                 if known
                 else None,
-                f"{plus_minus(row.ratio_mean, row.ratio_se, 3)}, n = {row.seeds}",
+                f"{plus_minus(row.ratio_mean, row.ratio_se, 3)}, n = {row.seeds} on "
+                f"{row.samples} sample{'s' * (row.samples > 1)}",
             )
         )
 
