@@ -219,7 +219,7 @@ class Layers:
         self.kernels = [kernel.copy() for kernel in kernels]
         self._fixed = feedback
 
-    def feedback(self):
+    def _feedback(self):
         """B of all layers but the first."""
         if self._fixed is not None:
             return self._fixed
@@ -239,11 +239,12 @@ class Layers:
         else:
             errors = 1 / (1 + np.exp(-outputs)) - self._y
             loss = (np.logaddexp(0, outputs) - self._y * outputs).sum() / len(errors)
+        feedback = self._feedback()
         sent, gradients = errors / len(errors), []
         for layer in reversed(range(len(self.kernels))):
             gradients.insert(0, values[layer].T @ sent)
             if layer:
-                sent = (sent @ self.feedback()[layer - 1].T) * slopes[layer - 1]
+                sent = (sent @ feedback[layer - 1].T) * slopes[layer - 1]
         for kernel, gradient in zip(self.kernels, gradients, strict=True):
             kernel -= rate * gradient
         return float(loss), gradients
@@ -254,7 +255,7 @@ class Layers:
             [
                 (out * sent).sum(axis=1) - 0.5 * (into**2).sum(axis=0)
                 for into, out, sent in zip(
-                    self.kernels, self.kernels[1:], self.feedback(), strict=False
+                    self.kernels, self.kernels[1:], self._feedback(), strict=False
                 )
             ]
         )

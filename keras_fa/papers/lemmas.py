@@ -5,6 +5,7 @@ at is the order in which a quantity falls with the width; where a constant follo
 the proof, the bound itself.
 """
 
+import functools
 import math
 
 import numpy as np
@@ -15,15 +16,17 @@ from keras_fa.papers.sections import as_text, exponent
 
 # Of Hermite's polynomials; with 100 gamma is the same to 2e-5 (measured, 60 inputs).
 _TERMS = 40
-_NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(_TERMS)
-_WEIGHTS /= _WEIGHTS.sum()
+
+
+@functools.cache
+def _quadrature():
+    """Nodes and weights of a standard Gaussian's mean, shapes `(terms,)`."""
+    nodes, weights = np.polynomial.hermite_e.hermegauss(_TERMS)
+    return nodes, weights / weights.sum()
 
 
 def expected_kernel(x, psi=np.tanh):
     """E[G] over Gaussian W, by Hermite's polynomials.
-
-    Its smallest eigenvalue is the gamma of Song et al., assumption 3.1; that of one
-    network's G is below it on average, and the further the narrower the network.
 
     Args:
         x: Inputs, shape `(n, d)`.
@@ -32,7 +35,7 @@ def expected_kernel(x, psi=np.tanh):
     Returns:
         Shape `(n, n)`.
     """
-    nodes = _NODES
+    nodes, weights = _quadrature()
     # Orthonormal: E[h_j(Z) h_k(Z')] is the correlation^k of Z and Z' where j = k.
     polynomials = [np.ones(_TERMS), nodes]
     for k in range(2, _TERMS):
@@ -41,8 +44,17 @@ def expected_kernel(x, psi=np.tanh):
     gram = x @ x.T
     norms = np.sqrt(gram.diagonal())
     correlation = gram / np.outer(norms, norms)
-    parts = (psi(np.outer(norms, nodes)) * _WEIGHTS) @ np.transpose(polynomials)
+    parts = (psi(np.outer(norms, nodes)) * weights) @ np.transpose(polynomials)
     return sum(np.outer(part, part) * correlation**k for k, part in enumerate(parts.T))
+
+
+def gamma(x, psi=np.tanh):
+    """The smallest eigenvalue of `expected_kernel`: Song et al., assumption 3.1.
+
+    That of one network's G is below it on average, and the further the narrower the
+    network.
+    """
+    return float(np.linalg.eigvalsh(expected_kernel(x, psi))[0])
 
 
 def simple_matrix(seed, n, d):
@@ -52,12 +64,12 @@ def simple_matrix(seed, n, d):
     norms = np.linalg.norm(x, axis=1)
     correlation = x @ x.T / np.outer(norms, norms)
     psi, slope = analysis.ACTIVATIONS["tanh"]
-    linear, square = (_WEIGHTS @ slope(_NODES)) ** 2, _WEIGHTS @ psi(_NODES) ** 2
+    nodes, weights = _quadrature()
+    linear, square = (weights @ slope(nodes)) ** 2, weights @ psi(nodes) ** 2
     simple = linear * correlation + (square - linear) * np.eye(n)
-    expected = expected_kernel(x)
     return {
-        "gamma": float(np.linalg.eigvalsh(expected)[0]),
-        "squared_distance": np.linalg.norm(expected - simple, 2) ** 2,
+        "gamma": gamma(x),
+        "squared_distance": np.linalg.norm(expected_kernel(x) - simple, 2) ** 2,
         "order": math.log(n) / d + n**2 / d**2,
     }
 
@@ -189,11 +201,10 @@ def kernels_at_start(seed, p):
     """G and H at the start beside E[G]: lemma A.3."""
     x, kernel, net = song_network(seed, p, "tanh")
     found = analysis.kernels(x, kernel, net.beta, net.feedback, "tanh")
-    expected = expected_kernel(x)
     return {
-        "gamma": np.linalg.eigvalsh(expected)[0],
+        "gamma": gamma(x),
         "smallest": found.smallest,
-        "distance": np.linalg.norm(found.output - expected, 2),
+        "distance": np.linalg.norm(found.output - expected_kernel(x), 2),
         "norm_of_h": found.hidden_norm,
     }
 
@@ -296,7 +307,7 @@ def lazy(seed, p, total, rate=0.5, cutoff=100, steps=800):
         return after.T @ after / p, net.gram * (sent.T @ slopes) / p
 
     output, hidden = kernels(net.before, net.beta)
-    gamma = float(np.linalg.eigvalsh(expected_kernel(x))[0])
+    least = gamma(x)
     kept, worst = 1.0, 0.0
     seen = dict.fromkeys(
         ("beta", "beta_besides", "w", "g_shift", "h_shift", "remainder", "together"),
@@ -308,7 +319,7 @@ def lazy(seed, p, total, rate=0.5, cutoff=100, steps=800):
         net.step(rate, penalty)
         kept *= 1 - rate * penalty
         errors = net.errors()
-        right = (1 - rate * gamma / 4 - rate * penalty) * now + rate * penalty * size
+        right = (1 - rate * least / 4 - rate * penalty) * now + rate * penalty * size
         new = np.linalg.norm(errors)
         worst = max(worst, new / right)
         if step % 5 == 0:
@@ -329,10 +340,10 @@ def lazy(seed, p, total, rate=0.5, cutoff=100, steps=800):
         if now < 1e-6 * first:
             break
     # |psi|, |psi'| are at most 1, eta sum |e| at most 4 (|e(0)| + total |y|) / gamma.
-    bound = 4 * math.sqrt(len(net.y) / p) * (first + total * size) / gamma
+    bound = 4 * math.sqrt(len(net.y) / p) * (first + total * size) / least
     longest = np.sqrt(net.gram.diagonal().max()) * np.abs(net.feedback).max()
     return {
-        "gamma": gamma,
+        "gamma": least,
         "smallest": np.linalg.eigvalsh(output)[0],
         **seen,
         "beta_over_bound": seen["beta_besides"] / bound,

@@ -42,17 +42,12 @@ def _product(**fields):
     ]
 
 
-def _gamma(x):
-    """That of Song et al., assumption 3.1, for tanh."""
-    return float(np.linalg.eigvalsh(lemmas.expected_kernel(x))[0])
-
-
 def theorem_3_2(seed, p, rate=0.5, steps=1500):
     """Contraction, lazy weights; theorem 5.1 of RK24 at beta = 1; the rate e^{rt}."""
     x, kernel, net = song_network(seed, p, "tanh")
     start = net.beta.copy()
     found = analysis.kernels(x, kernel, net.beta, net.feedback, "tanh")
-    gamma = _gamma(x)
+    gamma = lemmas.gamma(x)
     norms, inner, losses = [], [], []
     moved = shifted = 0.0
     for step in range(steps):
@@ -96,7 +91,7 @@ def proposition_3_3(seed, activation, n, d_over_n):
     rng = np.random.default_rng([seed, n])
     x = rng.standard_normal((n, int(d_over_n * n))) / math.sqrt(d_over_n * n)
     psi = {"tanh": np.tanh, "sigmoid": lambda v: 1 / (1 + np.exp(-v))}[activation]
-    return {"gamma": float(np.linalg.eigvalsh(lemmas.expected_kernel(x, psi))[0])}
+    return {"gamma": lemmas.gamma(x, psi)}
 
 
 def _schedule(name, total, cutoff):
@@ -128,7 +123,7 @@ def _contraction(net, y, gamma, rate, share, penalty, steps):
 def theorem_4_2(seed, p, schedule, rate=0.5, cutoff=100, steps=800):
     """tanh with a penalty of a bounded sum: the contraction (4.2)."""
     x, _, net = song_network(seed, p, "tanh")
-    gamma = _gamma(x)
+    gamma = lemmas.gamma(x)
     # The sum of lambda in proportion to sqrt(p), as the theorem allows.
     penalty = _schedule(schedule, 0.02 * math.sqrt(p) / rate, cutoff)
     worst, end = _contraction(net, net.y, gamma, rate, 4, penalty, steps)
