@@ -378,7 +378,7 @@ def test_fas_alignment_in_lenet_rises_most_in_the_output_layer(tmp_path):
     def told(**rises):
         columns = {f"alignment/{layer}": [0.0, rise] for layer, rise in rises.items()}
         run = _on_the_way("fa", None, **columns)
-        run.settings["dataset.num_classes"] = 10
+        run.settings |= {"dataset.num_classes": 10, "dataset.class_seed": 1}
         made = section("fig5")
         class_subsets.layer_alignment(made, [run], tmp_path, 10)
         return made.checks[0]
@@ -655,7 +655,11 @@ def test_networks_of_grids_can_be_built(path):
 def test_alignment_falls_where_it_is_told_from_chance(tmp_path, cosines, told):
     runs = [
         types.SimpleNamespace(
-            settings={"dataset.num_classes": classes, "rule": "fa"},
+            settings={
+                "dataset.num_classes": classes,
+                "dataset.class_seed": 1,
+                "rule": "fa",
+            },
             final={f"alignment/{layer}": c for layer in ("C2", "C3", "F1", "F2")},
         )
         for classes, values in cosines.items()
@@ -674,11 +678,45 @@ def test_alignment_falls_where_it_is_told_from_chance(tmp_path, cosines, told):
     np.testing.assert_allclose(shown, np.mean(cosines[10]), atol=1e-3)
 
 
+def test_seeds_of_one_sample_of_classes_count_once_in_its_alignment(tmp_path):
+    # Two seeds share the first sample of ten classes: 0.20, 0.21 and 0.23 once each.
+    ends = [(10, 1, 0.20), (10, 1, 0.22), (10, 2, 0.20), (10, 3, 0.23), (25, 1, 0.18)]
+    runs = [
+        types.SimpleNamespace(
+            settings={
+                "dataset.num_classes": classes,
+                "dataset.class_seed": sample,
+                "rule": "fa",
+            },
+            final={f"alignment/{layer}": c for layer in ("C2", "C3", "F1", "F2")},
+            log=pd.DataFrame({"epoch": [0, 1]} | {
+                f"alignment/{layer}": [0.0, c] for layer in ("C2", "C3", "F1", "F2")
+            }),
+        )
+        for classes, sample, c in ends
+    ]  # fmt: skip
+    made = section("alignment_by_classes")
+    class_subsets.alignment_by_classes(made, runs, tmp_path)
+    words = made.checks[1][2]
+    spread = np.std([0.21, 0.20, 0.23], ddof=1)
+    assert "0.213 (n = 3), 0.180 (n = 1)" in words and f"{spread:.2g}" in words
+    (table,) = made.tables.values()
+    assert table["10 classes"][0] == f"0.2133 ± {spread / 3**0.5:.4f}"
+    class_subsets.layer_alignment(made, runs, tmp_path, 10)
+    table = made.data["fig5.csv"].set_index("layer")
+    assert table.loc["C2", "cosine_mean"] == pytest.approx(0.64 / 3)
+    assert table.loc["C2", "cosine_se"] == pytest.approx(spread / 3**0.5)
+
+
 def test_a_layer_whose_alignment_rises_with_the_classes_is_told(tmp_path):
     ends = {10: (0.01, 0.05, 0.4), 25: (0.02, 0.05, 0.2)}  # C2, in between, F2
     runs = [
         types.SimpleNamespace(
-            settings={"dataset.num_classes": classes, "rule": "fa"},
+            settings={
+                "dataset.num_classes": classes,
+                "dataset.class_seed": 1,
+                "rule": "fa",
+            },
             final={
                 "alignment/C2": low + scatter,
                 "alignment/C3": middle,

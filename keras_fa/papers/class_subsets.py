@@ -61,6 +61,11 @@ def _over_samples(rows, by, values):
     return table.drop(columns="seeds").merge(counts, on=by)
 
 
+def _draws(table):
+    """How many independent values each mean of `_over_samples` is of."""
+    return table["samples"].where(table["samples"] > 1, table["seeds"])
+
+
 def accuracies(section, runs, folder, number):
     """Final test accuracy by number of classes and method: tables 1 and 2."""
     rows = _rows(runs)
@@ -442,6 +447,7 @@ def layer_alignment(section, runs, folder, classes):
                     {
                         "layer": layer,
                         "method": rule,
+                        "subset": run.settings["dataset.class_seed"],
                         "cosine": run.final[f"alignment/{layer}"],
                     }
                     for run in own
@@ -460,7 +466,7 @@ def layer_alignment(section, runs, folder, classes):
         drawing.COLORS,
         drawing.LABELS,
     )
-    table = run_folder.aggregate(pd.DataFrame(ends), ["layer", "method"], ["cosine"])
+    table = _over_samples(pd.DataFrame(ends), ["layer", "method"], ["cosine"])
     section.data[f"fig{number}.csv"] = table
     section.checks.append(
         (
@@ -490,6 +496,7 @@ def alignment_by_classes(section, runs, folder):
         {
             "run": number,
             "classes": run.settings["dataset.num_classes"],
+            "subset": run.settings["dataset.class_seed"],
             "method": run.settings["rule"],
             "layer": layer,
             "cosine": run.final[f"alignment/{layer}"],
@@ -501,15 +508,16 @@ def alignment_by_classes(section, runs, folder):
     if not len(layers):
         return
     _by_layer(section, layers)
-    ends = layers.groupby(["run", "classes", "method"], as_index=False)["cosine"].mean()
-    table = run_folder.aggregate(ends, ["method", "classes"], ["cosine"])
+    of_run = ["run", "classes", "subset", "method"]
+    ends = layers.groupby(of_run, as_index=False)["cosine"].mean()
+    table = _over_samples(ends, ["method", "classes"], ["cosine"])
     section.data["alignment_by_classes.csv"] = table
     falls = {}
     for rule, group in table.groupby("method"):
         values = group.sort_values("classes")["cosine_mean"].to_numpy()
         if len(values) > 1:
             ends = group.sort_values("classes").iloc[[0, -1]]
-            error = _spread(group) * np.sqrt((1 / ends["seeds"]).sum())
+            error = _spread(group) * np.sqrt((1 / _draws(ends)).sum())
             falls[rule] = 1 - values[-1] / values[0], error / values[0]
         if rule == "fa":
             told, words = _falls(group.sort_values("classes"))
@@ -538,7 +546,7 @@ def alignment_by_classes(section, runs, folder):
 
 def _by_layer(section, layers):
     """Alignment of each layer by the number of classes, and whether FA's falls."""
-    table = run_folder.aggregate(layers, ["method", "layer", "classes"], ["cosine"])
+    table = _over_samples(layers, ["method", "layer", "classes"], ["cosine"])
     shown, told, words = {}, [], []
     for (rule, layer), group in table.groupby(["method", "layer"]):
         group = group.sort_values("classes")
@@ -556,7 +564,8 @@ def _by_layer(section, layers):
             words.append(f"{layer} {means}")
     section.tables[
         "cos(W, B) at the end by layer and number of classes; mean ± standard error "
-        "over runs."
+        "over samples of classes where there are several, over seeds where there is "
+        "one."
     ] = pd.DataFrame([row for _, row in sorted(shown.items())]).fillna("-")
     if words:
         section.checks.append(
@@ -582,9 +591,9 @@ def _least(falls, rule, others):
 
 
 def _spread(group):
-    """The standard deviation over runs of all numbers of classes; NaN of one each."""
-    repeated = group[group["seeds"] > 1]
-    weights = repeated["seeds"] - 1
+    """The standard deviation about the means of all numbers of classes; NaN of one."""
+    draws = _draws(group)
+    repeated, weights = group[draws > 1], draws[draws > 1] - 1
     if not len(repeated):
         return math.nan
     return math.sqrt((weights * repeated["cosine_sd"] ** 2).sum() / weights.sum())
@@ -593,18 +602,18 @@ def _spread(group):
 def _falls(group):
     """Whether a mean cosine falls from each number of classes to the next.
 
-    By more than two standard errors of the difference, from the deviation over runs of
-    all numbers of classes together; None where the runs are too few to tell.
+    By more than two standard errors of the difference, from the deviation within all
+    numbers of classes together; None where the runs are too few to tell.
     """
-    means, seeds = group["cosine_mean"].to_numpy(), group["seeds"].to_numpy()
-    words = ", ".join(f"{m:.3f} (n = {n})" for m, n in zip(means, seeds, strict=True))
+    means, draws = group["cosine_mean"].to_numpy(), _draws(group).to_numpy()
+    words = ", ".join(f"{m:.3f} (n = {n})" for m, n in zip(means, draws, strict=True))
     words += f" at {', '.join(str(c) for c in group['classes'])} classes"
     spread = _spread(group)
     if len(means) < 2 or math.isnan(spread):
         return None, f"{words}: no seed was repeated" if len(means) > 1 else words
-    errors = spread * np.sqrt(1 / seeds[1:] + 1 / seeds[:-1])
+    errors = spread * np.sqrt(1 / draws[1:] + 1 / draws[:-1])
     steps = np.diff(means)
-    words += f", standard deviation over runs {spread:.2g}"
+    words += f", standard deviation {spread:.2g}"
     if (steps < -2 * errors).all():
         return True, words
     return (False if (steps > 2 * errors).any() else None), words
