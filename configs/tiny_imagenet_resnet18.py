@@ -6,7 +6,7 @@ Command: python trainers/train.py --config=configs/tiny_imagenet_resnet18.py \
              --workdir=DIR --config.rule=sign_fa
 Expected: the paper's test accuracy at 10 classes is 49.6% (fa), 51.6% (ada_fa), 64.9%
     (sign_fa), 67.5% (backprop) after 50 epochs. Run so far: 7 epochs on 10 of 20
-    classes, results/table2.csv; 2 minutes an epoch on one core.
+    classes, results/table2_excerpt.csv; 2 minutes an epoch on one core.
 
 Choices where the paper is silent: standardised by the mean and standard deviation of
 each colour channel over the chosen classes' training images; the last partial batch is
