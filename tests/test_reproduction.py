@@ -734,6 +734,36 @@ def test_a_layer_whose_alignment_rises_with_the_classes_is_told(tmp_path):
     assert words.startswith("C2 0.010, 0.020; C3 0.050, 0.050;")
 
 
+def test_falls_of_alignment_are_compared_between_the_same_numbers_of_classes(tmp_path):
+    # FA's rises at 50 classes, which the others have no run of.
+    ends = {
+        "fa": {10: (0.40, 0.41), 25: (0.30,), 50: (0.50,)},
+        "ada_fa": {10: (0.90, 0.91), 25: (0.60,)},
+        "sign_fa": {10: (0.80, 0.81), 25: (0.79,)},
+    }
+    runs = [
+        types.SimpleNamespace(
+            settings={
+                "dataset.num_classes": classes,
+                "dataset.class_seed": 1,
+                "rule": rule,
+            },
+            final={f"alignment/{layer}": c for layer in ("C2", "C3", "F1", "F2")},
+        )
+        for rule, by_classes in ends.items()
+        for classes, values in by_classes.items()
+        for c in values
+    ]
+    made = section("alignment_by_classes")
+    class_subsets.alignment_by_classes(made, runs, tmp_path)
+    text, holds, words = made.checks[-1]
+    assert "sign-FA's" in text and holds is True
+    assert words.startswith("from 10 to 25 classes") and "FA by 25.9 ± " in words
+    # No two numbers of classes have all three methods.
+    class_subsets.alignment_by_classes(made, runs[:4] + runs[6:], tmp_path)
+    assert made.checks[-1][1:] == (None, "")
+
+
 @pytest.mark.parametrize(
     ("fa", "told"),
     [((0.30, 0.02), True), ((0.09, 0.02), None), ((0.01, 0.01), False), (None, None),

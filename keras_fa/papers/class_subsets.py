@@ -512,13 +512,16 @@ def alignment_by_classes(section, runs, folder):
     ends = layers.groupby(of_run, as_index=False)["cosine"].mean()
     table = _over_samples(ends, ["method", "classes"], ["cosine"])
     section.data["alignment_by_classes.csv"] = table
+    # Falls are compared between the same numbers of classes.
+    known = table.groupby("classes")["method"].nunique()
+    shared = known.index[known == table["method"].nunique()]
     falls = {}
     for rule, group in table.groupby("method"):
-        values = group.sort_values("classes")["cosine_mean"].to_numpy()
-        if len(values) > 1:
-            ends = group.sort_values("classes").iloc[[0, -1]]
+        ends = group[group["classes"].isin([shared.min(), shared.max()])]
+        if len(ends) > 1:
+            first, last = ends.sort_values("classes")["cosine_mean"]
             error = _spread(group) * np.sqrt((1 / _draws(ends)).sum())
-            falls[rule] = 1 - values[-1] / values[0], error / values[0]
+            falls[rule] = 1 - last / first, error / first
         if rule == "fa":
             told, words = _falls(group.sort_values("classes"))
             section.checks.append(
@@ -533,7 +536,8 @@ def alignment_by_classes(section, runs, folder):
         (
             "sign-FA's alignment falls least with the number of classes",
             _least(falls, "sign_fa", {"fa", "ada_fa"}),
-            ", ".join(
+            (f"from {shared.min()} to {shared.max()} classes " if falls else "")
+            + ", ".join(
                 f"{drawing.LABELS[rule]} by "
                 + ("{:.1f}%" if math.isnan(error) else "{:.1f} ± {:.1f}%").format(
                     100 * fall, 100 * error
