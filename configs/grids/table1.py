@@ -5,7 +5,7 @@ Command: python trainers/sweep.py --grid=configs/grids/table1.py --workdir=runs/
              --axis="dataset.num_classes=[10]"
     25 and 50 classes, one sample of classes: --axis="dataset.num_classes=[25,50]" \
              --axis="seed=[0]".
-Expected: 72 cells; 18 minutes of a core a cell at 10 classes, 43 at 25, some 86 at 50.
+Expected: 72 cells; 18 minutes of a core a cell at 10 classes, 43 at 25, 105 at 50.
 
 Which classes are drawn matters more than anything else, so methods are compared on the
 same classes: seeds 0, 1 and 2 share one sample, 3, 4 and 5 have one each. The classes
