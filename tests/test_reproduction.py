@@ -781,6 +781,10 @@ def test_a_claim_is_contrary_as_soon_as_a_check_fails():
     told = section("fig3", checks=[("b above a", True, "2 > 1"), ("other", False, "")])
     verdict = claims._judged(claim, told)
     assert verdict.verdict == "confirmed" and "2 > 1" in verdict.evidence
+    told.checks.append(("c above b", None, "- against 2"))
+    verdict = claims._judged(claim, told)
+    assert verdict.verdict == "confirmed in part" and "2 > 1" in verdict.evidence
+    assert "Too few runs for 1 of 2 checks, such as: c above b." in verdict.evidence
     told.checks.append(("d above c", False, "3 < 4"))
     verdict = claims._judged(claim, told)
     assert verdict.verdict == "contrary" and "1 of 2" in verdict.evidence
@@ -804,7 +808,7 @@ def test_claims_are_of_experiments_and_stand_in_the_report(tmp_path):
     path = report.write([told], tmp_path / "report.html", "Title", "", whole=True)
     text = path.read_text()
     assert text.count('<tr id="claim-') == len(claims.CLAIMS)
-    assert "1 confirmed, 0 contrary" in text and "&lt;i&gt;" in text
+    assert "1 confirmed, 0 confirmed in part, 0 contrary" in text and "&lt;i&gt;" in text
     assert '<a href="#fig3">section</a>' in text
 
 

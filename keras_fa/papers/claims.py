@@ -1,14 +1,15 @@
 """The numbered statements of the papers, and what the report's checks say of each.
 
-A statement is confirmed where all its checks hold, contrary where one fails, and not
-tested where no check tells: each verdict comes from the checks, none is written here.
-Definitions and drawings say nothing that could be tested.
+A statement is confirmed where all its checks hold, in part where some do and the others
+have too few runs, contrary where one fails, and not tested where no check tells: each
+verdict comes from the checks, none is written here. Definitions and drawings say nothing that could be tested.
 """
 
 import dataclasses
 import re
 
-CONFIRMED, CONTRARY, NOT_TESTED = "confirmed", "contrary", "not tested"
+CONFIRMED, IN_PART = "confirmed", "confirmed in part"
+CONTRARY, NOT_TESTED = "contrary", "not tested"
 NOTHING = "nothing to test"
 
 
@@ -41,7 +42,8 @@ class Verdict:
 
     Attributes:
         claim: The `Claim`.
-        verdict: "confirmed", "contrary", "not tested" or "nothing to test".
+        verdict: "confirmed", "confirmed in part", "contrary", "not tested" or "nothing
+            to test".
         evidence: The numbers, of the checks that fail where some do; or the reason.
         place: Name of the section to read on in, or None.
     """
@@ -84,6 +86,11 @@ def _judged(claim, section):
         words += f"; and {len(shown) - 2} more"
     held = f"{len(told) - len(failed)} of {len(told)} checks hold. " if failed else ""
     verdict = CONTRARY if failed else CONFIRMED
+    waiting = [c for c in found if c[1] is None]
+    if waiting and not failed:
+        verdict = IN_PART
+        held = f"Too few runs for {len(waiting)} of {len(found)} checks, such as: "
+        held += f"{waiting[0][0]}. "
     words = f"{held}{words}."
     if section.complete:
         words += f" From {section.complete}."

@@ -189,6 +189,7 @@ def _embed(path):
 
 _KINDS = {
     claims.CONFIRMED: "yes",
+    claims.IN_PART: "open",
     claims.CONTRARY: "no",
     claims.NOT_TESTED: "open",
     claims.NOTHING: "faint",
