@@ -2,8 +2,8 @@
 
 A statement is confirmed where all its checks hold, in part where some do and the others
 have too few runs, contrary where one fails, and not tested where no check tells: each
-verdict comes from the checks, none is written here. Definitions and drawings say nothing
-that could be tested.
+verdict comes from the checks, none is written here. Definitions and drawings say
+nothing that could be tested.
 """
 
 import dataclasses
