@@ -641,6 +641,23 @@ def test_networks_of_grids_can_be_built(path):
         assert feedback_layers(model)
 
 
+def _at_classes(classes, rule, *cosines, sample=1):
+    """A run of LeNet that ended with this alignment of C2, C3, F1 and F2, from 0."""
+    ends = {
+        f"alignment/{layer}": cosine
+        for layer, cosine in zip(("C2", "C3", "F1", "F2"), cosines, strict=True)
+    }
+    return types.SimpleNamespace(
+        settings={
+            "dataset.num_classes": classes,
+            "dataset.class_seed": sample,
+            "rule": rule,
+        },
+        final=ends,
+        log=pd.DataFrame({"epoch": [0, 1], **{k: [0.0, c] for k, c in ends.items()}}),
+    )
+
+
 @pytest.mark.parametrize(
     ("cosines", "told"),
     [
@@ -654,14 +671,7 @@ def test_networks_of_grids_can_be_built(path):
 )
 def test_alignment_falls_where_it_is_told_from_chance(tmp_path, cosines, told):
     runs = [
-        types.SimpleNamespace(
-            settings={
-                "dataset.num_classes": classes,
-                "dataset.class_seed": 1,
-                "rule": "fa",
-            },
-            final={f"alignment/{layer}": c for layer in ("C2", "C3", "F1", "F2")},
-        )
+        _at_classes(classes, "fa", c, c, c, c)
         for classes, values in cosines.items()
         for c in values
     ]
@@ -680,26 +690,21 @@ def test_alignment_falls_where_it_is_told_from_chance(tmp_path, cosines, told):
 
 def test_seeds_of_one_sample_of_classes_count_once_in_its_alignment(tmp_path):
     # Two seeds share the first sample of ten classes: 0.20, 0.21 and 0.23 once each.
-    ends = [(10, 1, 0.20), (10, 1, 0.22), (10, 2, 0.20), (10, 3, 0.23), (25, 1, 0.18)]
+    ends = [(10, 1, 0.20), (10, 1, 0.22), (10, 2, 0.20), (10, 3, 0.23), (25, 1, 0.1786)]
     runs = [
-        types.SimpleNamespace(
-            settings={
-                "dataset.num_classes": classes,
-                "dataset.class_seed": sample,
-                "rule": "fa",
-            },
-            final={f"alignment/{layer}": c for layer in ("C2", "C3", "F1", "F2")},
-            log=pd.DataFrame({"epoch": [0, 1]} | {
-                f"alignment/{layer}": [0.0, c] for layer in ("C2", "C3", "F1", "F2")
-            }),
-        )
+        _at_classes(classes, "fa", c, c, c, c, sample=sample)
         for classes, sample, c in ends
-    ]  # fmt: skip
+    ]
     made = section("alignment_by_classes")
     class_subsets.alignment_by_classes(made, runs, tmp_path)
-    words = made.checks[1][2]
+    _, (_, told, words), (_, _, falls) = made.checks
     spread = np.std([0.21, 0.20, 0.23], ddof=1)
-    assert "0.213 (n = 3), 0.180 (n = 1)" in words and f"{spread:.2g}" in words
+    assert "0.213 (n = 3), 0.179 (n = 1)" in words and f"{spread:.2g}" in words
+    # The fall, 0.0347, is between two standard errors of four draws and of three.
+    assert 2 * spread * (1 + 1 / 4) ** 0.5 < 0.0347 < 2 * spread * (1 + 1 / 3) ** 0.5
+    assert told is None
+    error = spread * (1 + 1 / 3) ** 0.5 / (0.64 / 3)
+    assert falls.endswith(f"FA by 16.3 ± {100 * error:.1f}%")
     (table,) = made.tables.values()
     assert table["10 classes"][0] == f"0.2133 ± {spread / 3**0.5:.4f}"
     class_subsets.layer_alignment(made, runs, tmp_path, 10)
@@ -711,19 +716,7 @@ def test_seeds_of_one_sample_of_classes_count_once_in_its_alignment(tmp_path):
 def test_a_layer_whose_alignment_rises_with_the_classes_is_told(tmp_path):
     ends = {10: (0.01, 0.05, 0.4), 25: (0.02, 0.05, 0.2)}  # C2, in between, F2
     runs = [
-        types.SimpleNamespace(
-            settings={
-                "dataset.num_classes": classes,
-                "dataset.class_seed": 1,
-                "rule": "fa",
-            },
-            final={
-                "alignment/C2": low + scatter,
-                "alignment/C3": middle,
-                "alignment/F1": middle,
-                "alignment/F2": high + scatter,
-            },
-        )
+        _at_classes(classes, "fa", low + scatter, middle, middle, high + scatter)
         for classes, (low, middle, high) in ends.items()
         for scatter in (0.0, 1e-4)
     ]
@@ -742,14 +735,7 @@ def test_falls_of_alignment_are_compared_between_the_same_numbers_of_classes(tmp
         "sign_fa": {10: (0.80, 0.81), 25: (0.79,)},
     }
     runs = [
-        types.SimpleNamespace(
-            settings={
-                "dataset.num_classes": classes,
-                "dataset.class_seed": 1,
-                "rule": rule,
-            },
-            final={f"alignment/{layer}": c for layer in ("C2", "C3", "F1", "F2")},
-        )
+        _at_classes(classes, rule, c, c, c, c)
         for rule, by_classes in ends.items()
         for classes, values in by_classes.items()
         for c in values

@@ -85,13 +85,16 @@ def _judged(claim, section):
     words = "; ".join(f"{text}: {evidence}" for text, _, evidence in shown[:2])
     if len(shown) > 2:
         words += f"; and {len(shown) - 2} more"
-    held = f"{len(told) - len(failed)} of {len(told)} checks hold. " if failed else ""
-    verdict = CONTRARY if failed else CONFIRMED
     waiting = [c for c in found if c[1] is None]
-    if waiting and not failed:
+    if failed:
+        verdict = CONTRARY
+        held = f"{len(told) - len(failed)} of {len(told)} checks hold. "
+    elif waiting:
         verdict = IN_PART
         held = f"Too few runs for {len(waiting)} of {len(found)} checks, such as: "
         held += f"{waiting[0][0]}. "
+    else:
+        verdict, held = CONFIRMED, ""
     words = f"{held}{words}."
     if section.complete:
         words += f" From {section.complete}."

@@ -512,7 +512,8 @@ def alignment_by_classes(section, runs, folder):
     ends = layers.groupby(of_run, as_index=False)["cosine"].mean()
     table = _over_samples(ends, ["method", "classes"], ["cosine"])
     section.data["alignment_by_classes.csv"] = table
-    # Falls are compared between the same numbers of classes.
+    # A method with runs at more numbers of classes has further to fall: falls are
+    # compared between those that all methods have.
     known = table.groupby("classes")["method"].nunique()
     shared = known.index[known == table["method"].nunique()]
     falls = {}
@@ -595,7 +596,7 @@ def _least(falls, rule, others):
 
 
 def _spread(group):
-    """The standard deviation about the means of all numbers of classes; NaN of one."""
+    """The standard deviation within numbers of classes, pooled; NaN if none repeats."""
     draws = _draws(group)
     repeated, weights = group[draws > 1], draws[draws > 1] - 1
     if not len(repeated):
@@ -606,8 +607,8 @@ def _spread(group):
 def _falls(group):
     """Whether a mean cosine falls from each number of classes to the next.
 
-    By more than two standard errors of the difference, from the deviation within all
-    numbers of classes together; None where the runs are too few to tell.
+    By more than two standard errors of the difference, from `_spread`; None where the
+    runs are too few to tell.
     """
     means, draws = group["cosine_mean"].to_numpy(), _draws(group).to_numpy()
     words = ", ".join(f"{m:.3f} (n = {n})" for m, n in zip(means, draws, strict=True))
@@ -617,7 +618,7 @@ def _falls(group):
         return None, f"{words}: no seed was repeated" if len(means) > 1 else words
     errors = spread * np.sqrt(1 / draws[1:] + 1 / draws[:-1])
     steps = np.diff(means)
-    words += f", standard deviation {spread:.2g}"
+    words += f", standard deviation within one {spread:.2g}"
     if (steps < -2 * errors).all():
         return True, words
     return (False if (steps > 2 * errors).any() else None), words
