@@ -618,7 +618,7 @@ def _falls(group):
         return None, f"{words}: no seed was repeated" if len(means) > 1 else words
     errors = spread * np.sqrt(1 / draws[1:] + 1 / draws[:-1])
     steps = np.diff(means)
-    words += f", standard deviation within one {spread:.2g}"
+    words += f", standard deviation at one number of them {spread:.2g}"
     if (steps < -2 * errors).all():
         return True, words
     return (False if (steps > 2 * errors).any() else None), words
